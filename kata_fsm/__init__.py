@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kata-fsm: an OCI runtime whose sandboxes are state machines over an event log.
+
+Importing this package imports nothing else: the command line's hot path depends on it.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every limit of the host side, unit last, with its reason. Imports nothing (hot path)."""
+
+# Ids. runc takes any length; an id becomes part of a log line, a key (LMDB: 511 bytes) and a process title.
+CONTAINER_ID_BYTES_MAX = 200
+
+# `config.json`. The largest seen from an engine is 60 KB (a full seccomp profile).
+SPEC_BYTES_MAX = 4 << 20
+
+# One frame between a verb or shim and the supervisor.
+CONTROL_FRAME_BYTES_MAX = 6 << 20
+SUPERVISOR_START_S = 20.0
+SHIM_ATTACH_S = 20.0
+SHIM_RECONNECT_S = 60.0
+VERB_REPLY_S = 180.0
+
+# Kata's own limits: 10 s to boot on hardware, 60 s for an agent call. Under TCG on a loaded host a boot takes several
+# times as long, so the limits below are for telling "dead" from "slow", not for meeting a goal.
+BOOT_TIMEOUT_S = 60.0
+AGENT_CALL_TIMEOUT_S = 60.0
+AGENT_PING_TIMEOUT_S = 10.0
+QMP_CONNECT_TIMEOUT_S = 20.0
+QMP_COMMAND_TIMEOUT_S = 10.0
+VIRTIOFSD_START_S = 10.0
+VM_STOP_GRACE_S = 3.0
+PROCESS_KILL_WAIT_S = 5.0
+KVM_PROBE_S = 6.0
+
+# Output pumping: one read from the guest. Large reads carry 70 to 130 MB/s through a virtio-serial port, 4 KB ones 10.
+STREAM_READ_BYTES = 1 << 20
+STREAM_POLL_S = 5.0
+STDIN_BYTES = 256 << 10
+
+# Bounded tails kept as evidence.
+CONSOLE_TAIL_BYTES = 8 << 10
+STDERR_TAIL_BYTES = 4 << 10
+CONSOLE_LOG_BYTES_MAX = 4 << 20
+
+# The coupling table must reach its fixed point; a pod of C containers needs a few steps per container.
+COUPLING_ROUNDS_MAX = 10_000
+
+JOURNAL_LOCK_S = 10.0
+
+# Watching. The agent is asked whether it lives; a busy TCG guest may take seconds to answer.
+AGENT_WATCH_EVERY_S = 10.0
+AGENT_WATCH_ANSWER_S = 30.0
+RETRY_S = 0.2
+
+# A supervisor whose sandbox has ended waits a little for `delete`, then leaves: whoever deletes later starts another.
+SUPERVISOR_LINGER_S = 20.0
+SUPERVISOR_IDLE_S = 20.0
+
+# Host cgroups: how long a process that must leave one is waited for, and how often a vanished parent is made again.
+CGROUP_EMPTY_S = 2.0
+CGROUP_POLL_S = 0.01
+CGROUP_RETRIES = 5
+
+# Starting QEMU: from exec to its monitor's greeting takes 0.1 to 0.2 s; a host that swaps may take much longer.
+QEMU_START_S = 20.0
+QMP_RETRY_S = 0.01
+
+# What a guest needs at least to come up: kernel, initrd and agent (measured: it panics below), and what QEMU itself
+# takes beside it (measured PSS; under TCG mostly translation buffers).
+GUEST_MEMORY_MIB_MIN = 128
+GUEST_MEMORY_MIB_MAX = 1 << 24
+GUEST_RESIDENT_MIB = 192
+QEMU_OVERHEAD_KVM_MIB = 64
+QEMU_OVERHEAD_TCG_MIB = 160
+VCPUS_MAX = 255
+ROOT_PORTS_MAX = 32
+
+# Run and log directories must have this much left, or a sandbox could not even say what went wrong.
+FREE_SPACE_BYTES_MIN = 8 << 20
+
+# Logs of QEMU, its console and virtiofsd are looked at this often. An emulated serial port moves about 1 MB/s, so a log
+# outgrows its limit by a few seconds of that.
+LOG_CHECK_S = 5.0
+QMP_EVENTS_MAX = 64
+
+# A guest lets go of a device in 40 ms; one that never does must not hold up the others.
+UNPLUG_S = 5.0
+
+# Between QEMU's death and the end of what it had sent there are microseconds; this only bounds a wait that must not hang.
+QEMU_LAST_WORDS_S = 1.0
+QMP_RECONNECT_S = 1.0
