@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which effects are outstanding, derived from the folded pod alone.
+
+A transitional state has exactly one outstanding effect and a stable state has none, so this is a function: nothing else
+has to be remembered about work in flight, and after a crash the same intents come out again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kata_fsm.machines import process
+from kata_fsm.machines.pod import TABLES, Pod, Unit, container_of
+from kata_fsm.machines.vocab import Facts, Intent
+
+Derive = Callable[[Pod, str, Unit], Facts]
+
+
+def _config(pod: Pod) -> Facts:
+    config = pod.sandbox.facts.get("config", {})
+    return dict(config) if isinstance(config, dict) else {}
+
+
+def _launch(pod: Pod, _: str, __: Unit) -> Facts:
+    return {
+        "sandbox": pod.id,
+        "uid": pod.sandbox.facts.get("uid", ""),
+        "settings": _config(pod).get("hypervisor", {}),
+    }
+
+
+def _stop_vm(pod: Pod, _: str, __: Unit) -> Facts:
+    return {"sandbox": pod.id, "uid": pod.sandbox.facts.get("uid", ""), "force": bool(pod.sandbox.facts.get("force"))}
+
+
+def _network(pod: Pod, _: str, __: Unit) -> Facts:
+    config = _config(pod)
+    return {"netns": config.get("netns") or "", "model": config.get("network_model", "none")}
+
+
+def _share(pod: Pod, _: str, __: Unit) -> Facts:
+    return {"sandbox": pod.id}
+
+
+def _configure(pod: Pod, _: str, __: Unit) -> Facts:
+    config = _config(pod)
+    return {
+        "sandbox": pod.id,
+        "hostname": config.get("hostname", ""),
+        "shm_size": config.get("shm_size"),
+        "sandbox_pidns": bool(config.get("sandbox_pidns")),
+        "dns": config.get("dns", []),
+    }
+
+
+def _nothing(_: Pod, __: str, ___: Unit) -> Facts:
+    return {}
+
+
+def _stage(_: Pod, subject: str, unit: Unit) -> Facts:
+    config = unit.facts.get("config", {})
+    return {
+        "container": subject,
+        "rootfs": config.get("rootfs"),
+        "rootfs_readonly": bool(config.get("rootfs_readonly")),
+        "mounts": config.get("binds", []),
+        "cgroups_path": config.get("cgroups_path", ""),
+    }
+
+
+def _guest_create(_: Pod, subject: str, unit: Unit) -> Facts:
+    config = unit.facts.get("config", {})
+    return {
+        "container": subject,
+        "spec_file": config.get("spec_file"),
+        "terminal": bool(config.get("terminal")),
+        "sandbox_pidns": bool(config.get("sandbox_pidns")),
+        "shm_size": config.get("shm_size"),
+    }
+
+
+def _container(_: Pod, subject: str, __: Unit) -> Facts:
+    return {"container": subject}
+
+
+def _exec(_: Pod, subject: str, unit: Unit) -> Facts:
+    config = unit.facts.get("config", {})
+    return {
+        "container": container_of(subject),
+        "exec": subject.rsplit("/", 1)[1],
+        "process_file": config.get("process_file"),
+        "terminal": bool(config.get("terminal")),
+    }
+
+
+PARAMS: dict[str, Derive] = {
+    "hypervisor.launch": _launch,
+    "hypervisor.stop": _stop_vm,
+    "network.attach": _network,
+    "network.detach": _network,
+    "share.prepare": _share,
+    "share.plug": _share,
+    "share.release": _share,
+    "agent.connect": _nothing,
+    "agent.configure": _configure,
+    "agent.disconnect": _nothing,
+    "container.prepare": _stage,
+    "container.create": _guest_create,
+    "container.start": _container,
+    "container.pause": _container,
+    "container.resume": _container,
+    "container.kill": _container,
+    "container.remove": _container,
+    "container.unstage": _stage,
+    "container.discard": _stage,
+    "process.exec": _exec,
+}
+"""Every kind of effect that a table names, and how its parameters are derived."""
+
+CANCELLABLE = frozenset(kind for kind in PARAMS if kind.startswith("agent.")) | {
+    "container.create",
+    "container.start",
+    "container.pause",
+    "container.resume",
+    "container.kill",
+    "container.remove",
+    "process.exec",
+    "share.plug",
+}
+"""Effects inside the guest or its VMM: they hold nothing on the host that outlives it, so when their state is left they
+are simply abandoned."""
+
+
+def intent_of(pod: Pod, machine: str, subject: str) -> Intent | None:
+    """The outstanding effect of one unit, if its state has one."""
+    unit = pod.unit(machine, subject)
+    kind = TABLES[machine].effects.get(unit.state)
+    if kind is None:
+        return None
+    return Intent(kind, subject, PARAMS[kind](pod, subject, unit))
+
+
+def outstanding(pod: Pod) -> list[Intent]:
+    """All effects that the pod's states wait for."""
+    found = (intent_of(pod, machine, subject) for machine, subject, _ in pod.units())
+    return [intent for intent in found if intent is not None]
+
+
+class Watches:
+    """What must be watched, as a function of the folded pod: the counterpart of `outstanding` for stable states."""
+
+    def __init__(self, pod: Pod) -> None:
+        alive = (process.CREATED, process.RUNNING)
+        self.exits = frozenset(subject for subject, unit in pod.processes.items() if unit.state in alive)
+        self.outputs = self.exits | {s for s, unit in pod.processes.items() if unit.state == process.EXITED}
