@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The LMDB environment: how it is opened, how it grows, and what each of its errors means.
+
+Rules, each learnt from a failure of lmdb 3.0 with engine 0.9:
+
+- the engine is pinned; the package's default may change and the two engines cannot read each other's files
+- never `writemap`: a full disk is then a SIGBUS
+- the directory is made by us with 0700 (LMDB gives it the files' mode, without the x bits), and the first file is not
+  made in place (see create.py)
+- one of the two descriptors of the data file lacks close-on-exec, and would leak into every child: cleared at once (a
+  thread that execs a child in that moment would still leak it: open before starting threads)
+- slots of killed readers pin old pages for ever: `reader_check` at each open and when the table is full
+- a full map poisons its transaction, and the map may only be resized while this process has no transaction at all
+- the reader table is a sparse file written through a map: on a full disk that is a SIGBUS too, so its space is
+  reserved before LMDB sees it
+- an environment does not survive fork
+- LMDB locks `lock.mdb` with POSIX record locks, which end when *any* descriptor of the file is closed: nothing else
+  in this process may open that file
+"""
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeAlias, TypeVar
+
+import lmdb
+
+from journal import layout
+from journal.create import reserve
+from journal.errors import (
+    JournalDamaged,
+    JournalDiskFull,
+    JournalError,
+    JournalInUse,
+    JournalMissing,
+    JournalReadOnly,
+    JournalVersionError,
+)
+
+T = TypeVar("T")
+Txn: TypeAlias = "lmdb.Transaction[bytes]"
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class Tables(NamedTuple):
+    """Handles of the named databases, in the order of `layout.TABLES`."""
+
+    meta: "lmdb._Database"
+    records: "lmdb._Database"
+    streams: "lmdb._Database"
+    projections: "lmdb._Database"
+
+
+class Env:
+    """One open environment. `tables` is set by `open_tables`, without which nothing can be read."""
+
+    tables: Tables
+
+    def __init__(self, path: str, *, read_only: bool, sync: bool, map_bytes: int) -> None:
+        self.path = path
+        self.read_only = read_only
+        self.sync = sync
+        self._pid = os.getpid()
+        self._gate = _Gate()
+        with map_errors(path):
+            if not layout.has_data(path):
+                raise missing(path)
+            locked = not read_only or layout.lock_usable(path)
+            if not read_only:
+                _reserve_readers(f"{path}/{layout.LMDB_LOCK_FILE}")
+            self._env = lmdb.open(
+                path,
+                map_size=map_bytes,
+                readonly=read_only,
+                create=False,
+                lock=locked,
+                sync=sync,
+                mode=0o600,
+                max_dbs=layout.TABLES_MAX,
+                max_readers=layout.READERS_MAX,
+                lib_version=layout.ENGINE,
+            )
+            try:
+                for fd in _descriptors(f"{path}/{layout.DATA_FILE}"):
+                    os.set_inheritable(fd, False)
+                if locked:
+                    self._env.reader_check()
+            except BaseException:
+                self._env.close()
+                raise
+
+    def close(self) -> None:
+        """Unmap. Closing twice is allowed."""
+        self._env.close()
+
+    def open_tables(self) -> None:
+        """Find the tables and check the format. Raises JournalVersionError, JournalDamaged.
+
+        A writer calls this under the writer lock: lmdb begins a write transaction to open a table.
+        """
+        with map_errors(self.path):
+            try:
+                self.tables = Tables(*(self._env.open_db(name, create=False) for name in layout.TABLES))
+            except lmdb.NotFoundError as error:
+                raise wrong_format(self.path, None) from error
+        with self.read() as txn:
+            self.check_format(txn)
+
+    def check_format(self, txn: Txn) -> None:
+        """Raise unless the journal is of the format this program knows."""
+        found = txn.get(layout.FORMAT_KEY, db=self.tables.meta)
+        if found != layout.FORMAT:
+            raise wrong_format(self.path, found)
+
+    @contextmanager
+    def read(self) -> Iterator[Txn]:
+        """A read transaction. Keep it short, with no code of others in it: it pins pages and holds up growth."""
+        self._check_process()
+        with map_errors(self.path):
+            while True:
+                seen = self._map_bytes()
+                with self._gate.shared():
+                    txn = self._begin(write=False)
+                    if txn is not None:
+                        with txn:
+                            yield txn
+                        return
+                self._resize(seen, adopt=True)
+
+    def write(self, work: Callable[[Txn], T]) -> T:
+        """Run `work` in a write transaction on this thread and commit it durably; return what it returned.
+
+        Only under the writer lock. `work` is run again after the map has grown, so it must do nothing but read and
+        write in its transaction. Any exception leaves the journal as it was.
+        """
+        self._check_process()
+        with map_errors(self.path):
+            while True:
+                seen = self._map_bytes()
+                adopt = False
+                try:
+                    with self._gate.shared():
+                        txn = self._begin(write=True)
+                        if txn is not None:
+                            with txn:  # commits
+                                return work(txn)
+                        adopt = True
+                except lmdb.MapFullError:
+                    if 2 * seen > layout.MAP_BYTES_MAX:
+                        raise
+                self._resize(seen, adopt=adopt)
+
+    def info(self) -> dict[str, int]:
+        """LMDB's numbers: `map_size` in bytes, `last_pgno`, `psize` (bytes of a page), `num_readers` and others."""
+        self._check_process()
+        with map_errors(self.path), self._gate.shared():
+            found: dict[str, int] = {**self._env.info(), **self._env.stat()}  # type: ignore[dict-item]
+            return found
+
+    def _begin(self, *, write: bool) -> "Txn | None":
+        """A transaction, or None when another process has made the map larger than ours."""
+        try:
+            return self._env.begin(write=write)
+        except lmdb.MapResizedError:
+            return None
+        except lmdb.ReadersFullError:
+            self._env.reader_check()
+            return self._env.begin(write=write)
+
+    def _map_bytes(self) -> int:
+        return self._env.info()["map_size"]
+
+    def _resize(self, seen: int, *, adopt: bool) -> None:
+        """Adopt the size another process has set, or double ours; nothing when another thread was first."""
+        with self._gate.exclusive():
+            if self._map_bytes() == seen:
+                self._env.set_mapsize(0 if adopt else 2 * seen)
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise JournalInUse(f"journal `{self.path}` was opened before a fork", hint="open it after the fork")
+
+
+class _Gate:
+    """Any number of transactions, or one resize of the map; a resize that waits goes before new transactions."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition(threading.Lock())
+        self._inside = 0
+        self._closed = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._closed)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._closed)
+            self._closed = True
+            try:
+                self._changed.wait_for(lambda: self._inside == 0)
+                yield
+            finally:
+                self._closed = False
+                self._changed.notify_all()
+
+
+def _descriptors(path: str) -> list[int]:
+    """This process's descriptors of a file. (lmdb does not tell their numbers.)"""
+    wanted = os.stat(path)
+    descriptors = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found = os.fstat(int(name))
+        except OSError:
+            continue  # closed meanwhile; the listing's own descriptor always is
+        if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+            descriptors.append(int(name))
+    return descriptors
+
+
+def _reserve_readers(path: str) -> None:
+    """Give LMDB's lock file its space, unless it has it, or is open here already and so must not be closed."""
+    try:
+        if os.stat(path).st_blocks * 512 >= layout.LMDB_LOCK_FILE_BYTES or _descriptors(path):
+            return
+    except FileNotFoundError:
+        pass
+    reserve(path, layout.LMDB_LOCK_FILE_BYTES)
+
+
+@contextmanager
+def map_errors(path: str) -> Iterator[None]:
+    """Turn the errors of LMDB and of the file system into ours."""
+    try:
+        yield
+    except JournalError:
+        raise
+    except (lmdb.Error, OSError) as error:
+        raise translated(path, error) from error
+
+
+def translated(path: str, error: Exception) -> JournalError:
+    """Which of our errors an error of lmdb or of the operating system means."""
+    code = getattr(error, "errno", None) or getattr(error, "code", 0)
+    if isinstance(error, lmdb.MapFullError):
+        return JournalDiskFull(f"journal `{path}` has reached its largest size, `{layout.MAP_BYTES_MAX}` bytes")
+    if code in _NO_SPACE or (code == errno.EIO and _looks_full(path)):
+        return JournalDiskFull(
+            f"no space for journal `{path}`: {error}", hint="free space and retry; what was written before is intact"
+        )
+    if isinstance(error, lmdb.ReadonlyError) or code in _NO_WRITING:
+        return JournalReadOnly(f"journal `{path}` cannot be written: {error}", hint="open it with read_only=True")
+    if code == errno.ENOENT:
+        return missing(path)
+    if isinstance(error, lmdb.VersionMismatchError):
+        return JournalVersionError(f"journal `{path}` is of another lmdb data format: {error}")
+    if isinstance(error, lmdb.PanicError):
+        return JournalError(f"journal `{path}` failed at a commit: {error}", hint="close it and open it again")
+    if isinstance(error, (lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError)):
+        return JournalDamaged(
+            f"journal `{path}` is damaged or no journal: {error}", hint="restore a copy, or salvage what can be read"
+        )
+    if "already open in this process" in str(error):
+        return JournalInUse(f"journal `{path}` is open in this process already", hint="share the open one")
+    return JournalError(f"journal `{path}` failed: {error}")
+
+
+def _looks_full(path: str) -> bool:
+    """LMDB calls a write that was cut short by a full disk an input/output error, without asking further."""
+    try:
+        disk = os.statvfs(path)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < layout.DISK_FULL_BYTES
+
+
+def missing(path: str) -> JournalMissing:
+    """There is nothing at `path` that a reader could open."""
+    return JournalMissing(f"no journal in `{path}`", hint="opening it for writing creates it")
+
+
+def wrong_format(path: str, found: bytes | None) -> JournalError:
+    """Why a journal whose format reads `found` cannot be used."""
+    number = (found or b"").removeprefix(layout.FORMAT_MAGIC)
+    if found and found.startswith(layout.FORMAT_MAGIC) and number.isdigit() and int(number) > layout.FORMAT_NUMBER:
+        return JournalVersionError(
+            f"journal `{path}` has format `{int(number)}`, this program knows up to `{layout.FORMAT_NUMBER}`",
+            hint="use the version of the program that wrote it, or a later one",
+        )
+    return JournalDamaged(f"`{path}` holds an lmdb environment that is no journal", hint="name another directory")

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that can go wrong with a journal, as one family. Imports nothing: `journal.peek` raises these too.
+
+Each error is one line (`str(error)`) and may carry a `hint` that says what to do about it.
+"""
+
+
+class JournalError(Exception):
+    """Root of the family; raised itself only for a fault of the storage that has no class of its own."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InvalidAppend(JournalError):
+    """What was given to `append` can never be stored (too large, not JSON, an illegal name). Nothing was written."""
+
+
+class VersionConflict(JournalError):
+    """Somebody else appended to the stream first. Nothing was written; load the stream again and decide anew."""
+
+    def __init__(self, stream: str, expected_rev: int, actual_rev: int) -> None:
+        super().__init__(
+            f"stream `{stream}` is at rev `{actual_rev}`, expected `{expected_rev}`",
+            hint="another writer was first: read the stream again and retry",
+        )
+        self.stream = stream
+        self.expected_rev = expected_rev
+        self.actual_rev = actual_rev
+
+
+class RequirementFailed(JournalError):
+    """A projection did not have the value that `requires` named. Nothing was written.
+
+    `actual` is the value found, or None when the key is absent.
+    """
+
+    def __init__(self, key: bytes, actual: bytes | None) -> None:
+        found = "absent" if actual is None else f"another value of {len(actual)} bytes"
+        super().__init__(f"projection `{key.decode(errors='backslashreplace')}` is not as required: it is {found}")
+        self.key = key
+        self.actual = actual
+
+
+class JournalBusy(JournalError):
+    """The writer lock was not free before the deadline. `holder_pid` is who holds it, as far as is known."""
+
+    def __init__(self, path: str, waited_s: float, holder_pid: int | None) -> None:
+        holder = "an unknown process" if holder_pid is None else f"process `{holder_pid}`"
+        super().__init__(
+            f"journal `{path}` is locked by {holder}, gave up after {waited_s:.1f} s",
+            hint="a writer that is stopped or frozen holds the lock until it continues or is killed",
+        )
+        self.path = path
+        self.waited_s = waited_s
+        self.holder_pid = holder_pid
+
+
+class JournalMissing(JournalError, FileNotFoundError):
+    """There is no journal in that directory (also a FileNotFoundError, for callers who know no more than that)."""
+
+
+class JournalReadOnly(JournalError):
+    """The journal was opened for reading, or lies where this process may not write."""
+
+
+class JournalDiskFull(JournalError):
+    """No space for the append. Nothing was written, everything written before is intact; free space and retry."""
+
+
+class JournalDamaged(JournalError):
+    """Stored bytes do not say what they must, or the file is no journal. `seq` is the record, when one is known."""
+
+    def __init__(self, message: str, *, seq: int | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint or "`verify` names every damaged record")
+        self.seq = seq
+
+
+class JournalVersionError(JournalError):
+    """The journal was written by a newer version of this package than the one that reads it."""
+
+
+class JournalInUse(JournalError):
+    """This process has the journal open already, or inherited it by fork; LMDB allows neither."""

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A record: what a caller gives, what a reader gets, and the bytes between.
+
+The stored value is 64 hex digits, a space, and the record's JSON text; the digits are the SHA-256 of exactly that
+text, and the text holds the digest of the record before it. The text is never re-encoded: what is hashed is what is
+stored. `kind` and `type` are free words here, so a reader shows those of a later version as they are. See FORMAT.md.
+"""
+
+from enum import StrEnum
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+from msgspec.structs import force_setattr
+
+from journal.errors import InvalidAppend, JournalDamaged, JournalVersionError
+
+RECORD_VERSION = 1
+DIGEST_CHARS = 64
+TEXT_AT = DIGEST_CHARS + 1
+
+
+class Kind(StrEnum):
+    """The kinds this version writes. A reader must expect others."""
+
+    COMMAND = "command"  # what somebody asked for
+    EVENT = "event"  # what is now so
+    INTENT = "intent"  # an effect about to be performed
+    OUTCOME = "outcome"  # how it ended
+    NOTE = "note"  # worth keeping, changes nothing
+    CHECKPOINT = "checkpoint"  # a statement about the chain itself
+    TOMBSTONE = "tombstone"  # stands for records that were pruned
+
+
+class Stamp(msgspec.Struct, frozen=True):
+    """When an append happened, by the caller's clocks; the journal reads none.
+
+    `wall_ns` is since the epoch, `mono_ns` is comparable within one `boot_id` only.
+    """
+
+    wall_ns: int
+    mono_ns: int
+    boot_id: str
+
+
+class NewRecord(msgspec.Struct, frozen=True):
+    """A record to append.
+
+    `body` is a JSON object, as a dict or as text already encoded. `actor` says who. `cause` is the seq of the record
+    that led to this one; a negative number -k is the k-th record before this one in the same append.
+    """
+
+    kind: str
+    type: str
+    body: dict[str, Any] | msgspec.Raw
+    actor: dict[str, Any] | None = None
+    cause: int | None = None
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The last record's seq and digest; (0, 64 zeros) for a journal without records."""
+
+    seq: int
+    digest: str
+
+
+# The fields in this order are the keys of the JSON text in that order. `digest` is not among them: its default is
+# omitted when encoding. gc=False: a record cannot be part of a cycle, and a fold makes a million of them.
+class Record(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """A stored record. `digest` is the SHA-256 of its text in hex, `prev` that of the record with the seq before."""
+
+    v: int
+    seq: int
+    stream: str
+    rev: int
+    wall_ns: int
+    mono_ns: int
+    boot_id: str
+    kind: str
+    type: str
+    actor: dict[str, Any] | None
+    cause: int | None
+    body: msgspec.Raw
+    prev: str
+    digest: str = ""
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The body, decoded afresh at each use: keep it in a variable."""
+        return decode_object(self.body)
+
+
+_ENCODER = msgspec.json.Encoder()
+_RECORD = msgspec.json.Decoder(Record)
+_OBJECT = msgspec.json.Decoder(dict[str, Any])
+
+
+def encode_object(what: str, value: dict[str, Any] | msgspec.Raw) -> msgspec.Raw:
+    """The JSON text of an object, checked. Raises InvalidAppend, naming `what`."""
+    try:
+        text = bytes(value) if isinstance(value, msgspec.Raw) else _ENCODER.encode(value)
+        text.decode()  # msgspec skips over text it does not look into, and takes any bytes there
+        _OBJECT.decode(text)
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        raise InvalidAppend(f"{what} is no JSON object that can be stored: {error}") from error
+    return msgspec.Raw(text.strip())
+
+
+def decode_object(text: msgspec.Raw) -> dict[str, Any]:
+    """The inverse of `encode_object`."""
+    value: dict[str, Any] = _OBJECT.decode(text)
+    return value
+
+
+def seal(record: Record) -> tuple[bytes, Record]:
+    """The stored value of a record that has no digest yet, and the record as a reader will see it."""
+    text = _ENCODER.encode(record)
+    value = sha256(text).hexdigest().encode() + b" " + text
+    stored = unseal(value, record.seq)
+    # Written and read must agree, whatever a body that was given as text contains.
+    assert (stored.stream, stored.rev, stored.prev) == (record.stream, record.rev, record.prev), "envelope is broken"
+    assert bytes(stored.body) == bytes(record.body), "body is broken"
+    return value, stored
+
+
+def unseal(value: bytes, seq: int) -> Record:
+    """The record stored under `seq`, checked against its own digest.
+
+    Raises JournalDamaged when digest, text or seq are wrong, JournalVersionError when the record is of a later version.
+    """
+    digest, text = split(value, seq)
+    if text_digest(text) != digest:
+        raise JournalDamaged(f"record `{seq}` was modified: its text does not have its digest", seq=seq)
+    record = parse(text, seq)
+    if record.seq != seq:
+        raise JournalDamaged(f"record `{record.seq}` is stored in the place of record `{seq}`", seq=seq)
+    force_setattr(record, "digest", digest)
+    return record
+
+
+def split(value: bytes, seq: int) -> tuple[str, bytes]:
+    """The digest and the text of a stored value. Raises JournalDamaged when it has not that shape."""
+    if value[DIGEST_CHARS:TEXT_AT] != b" " or not value[:DIGEST_CHARS].isalnum():
+        raise JournalDamaged(f"record `{seq}` does not begin with a digest", seq=seq)
+    return value[:DIGEST_CHARS].decode(), value[TEXT_AT:]
+
+
+def text_digest(text: bytes) -> str:
+    """The digest of a record's text: SHA-256, 64 lowercase hex digits."""
+    return sha256(text).hexdigest()
+
+
+def parse(text: bytes, seq: int) -> Record:
+    """Decode a record's text; `digest` is left empty. Raises as `unseal` does."""
+    try:
+        record = _RECORD.decode(text)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        later = _later_version(text)
+        if later is not None:
+            raise _newer(seq, later) from error
+        raise JournalDamaged(f"record `{seq}` cannot be decoded: {error}", seq=seq) from error
+    if record.v > RECORD_VERSION:
+        raise _newer(seq, record.v)
+    return record
+
+
+def _later_version(text: bytes) -> int | None:
+    """The version of a record that is not shaped like one of ours, when it says that it is a later one."""
+    try:
+        version = _OBJECT.decode(text).get("v")
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return version if isinstance(version, int) and version > RECORD_VERSION else None
+
+
+def _newer(seq: int, version: int) -> JournalVersionError:
+    return JournalVersionError(
+        f"record `{seq}` has version `{version}`, this program knows up to `{RECORD_VERSION}`",
+        hint="use the version of the program that wrote it, or a later one",
+    )
