@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A ttrpc client over one connection to the agent.
+
+Calls run side by side on the connection and are matched by stream id. Everything the guest sends is bounded by the codec
+and parsed strictly; what cannot be parsed ends the connection, and so at most this sandbox. Requests are built and
+replies read with the generated protobuf classes, imported while the guest boots.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+
+from kata_fsm.errors import EffectError, TimeoutExceeded
+from kata_fsm.limits import AGENT_CALL_TIMEOUT_S
+from kata_wire import envelope, methods, session, ttrpc
+from kata_wire.errors import FrameError, WireError
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+AGENT = "grpc.AgentService"
+HEALTH = "grpc.Health"
+EXTENSION = "katafsm.Extension"
+
+_READ_BYTES = 1 << 20
+_NANO = 1_000_000_000
+
+M = TypeVar("M", bound="Message")
+
+
+class AgentCallError(EffectError):
+    """The agent answered with a status other than OK. `code` is the gRPC status code."""
+
+    def __init__(self, method: str, code: int, text: str) -> None:
+        super().__init__(method, text or f"the agent refused {method} with status {code}", evidence={"status": code})
+        self.code = code
+
+
+class AgentUnreachable(EffectError):
+    """The connection ended, or never was."""
+
+    def __init__(self, method: str, reason: str) -> None:
+        super().__init__(method, f"no connection to the agent for {method}: {reason}")
+
+
+class AgentClient:
+    """One connection. `run` must be running for calls to be answered; `closed` is set when it has ended."""
+
+    def __init__(self, stream: trio.abc.Stream, nonce: bytes) -> None:
+        self._stream = stream
+        self._session = session.HostSession(nonce)
+        self._send_lock = trio.Lock()
+        self._next_id = 1
+        self._waiting: dict[int, tuple[trio.Event, list[envelope.Response | AgentCallError]]] = {}
+        self.established = trio.Event()
+        self.closed = trio.Event()
+        self.reason = ""
+
+    async def run(self) -> None:
+        """Read replies until the connection ends; then fail every call that waits."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._hello)
+                await self._read()
+                nursery.cancel_scope.cancel()
+        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
+            self.reason = str(group.exceptions[0]) or "the connection broke"
+        except* WireError as group:
+            self.reason = f"the agent sent what is not ttrpc: {group.exceptions[0]}"
+        finally:
+            self.reason = self.reason or "the connection was closed"
+            self.closed.set()
+            for event, _ in self._waiting.values():
+                event.set()
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(self._stream)
+
+    async def _hello(self) -> None:
+        """Open the session, again and again until the agent has echoed it (see `kata_wire.session`)."""
+        while not self.established.is_set():
+            async with self._send_lock:
+                await self._stream.send_all(self._session.hello())
+            with trio.move_on_after(session.HELLO_RESEND_S):
+                await self.established.wait()
+
+    async def _read(self) -> None:
+        while True:
+            data = await self._stream.receive_some(_READ_BYTES)
+            if not data:
+                return
+            self._session.feed(data)
+            if self._session.established and not self.established.is_set():
+                self.established.set()
+            self._dispatch()
+
+    def _dispatch(self) -> None:
+        while True:
+            try:
+                frame = self._session.next()
+            except FrameError as error:
+                self._answer(error.stream_id, AgentCallError("reply", envelope.RESOURCE_EXHAUSTED, str(error)))
+                continue
+            if frame is None:
+                return
+            if frame.type == ttrpc.RESPONSE:
+                self._answer(frame.stream_id, envelope.parse_response(frame.payload))
+
+    def _answer(self, stream_id: int, reply: envelope.Response | AgentCallError) -> None:
+        waiting = self._waiting.get(stream_id)
+        if waiting is not None:
+            waiting[1].append(reply)
+            waiting[0].set()
+
+    async def call(
+        self,
+        service: str,
+        method: str,
+        request: Message | None = None,
+        *,
+        timeout_s: float | None = AGENT_CALL_TIMEOUT_S,
+    ) -> Any:
+        """Call `method` and answer its response message.
+
+        Raises `AgentCallError` (the agent refused), `TimeoutExceeded` (no answer within `timeout_s` seconds; None waits
+        for ever) or `AgentUnreachable`.
+        """
+        if self.closed.is_set():
+            raise AgentUnreachable(method, self.reason)
+        stream_id = self._next_id
+        self._next_id += 2
+        event = trio.Event()
+        replies: list[envelope.Response | AgentCallError] = []
+        self._waiting[stream_id] = (event, replies)
+        try:
+            with trio.move_on_after(timeout_s if timeout_s is not None else float("inf")):
+                await self._send(stream_id, service, method, request, timeout_s)
+                await event.wait()
+        finally:
+            del self._waiting[stream_id]
+        if replies:
+            return self._parse(service, method, replies[0])
+        if self.closed.is_set():
+            raise AgentUnreachable(method, self.reason)
+        raise TimeoutExceeded(method, f"the agent did not answer {method} within {timeout_s:g} s")
+
+    async def _send(
+        self, stream_id: int, service: str, method: str, request: Message | None, timeout_s: float | None
+    ) -> None:
+        from kata_wire import messages
+
+        head = messages.ttrpc.Request(
+            service=service,
+            method=method,
+            payload=b"" if request is None else request.SerializeToString(),
+            timeout_nano=0 if timeout_s is None else int(timeout_s * _NANO),
+        )
+        frame = ttrpc.encode(stream_id, ttrpc.REQUEST, 0, head.SerializeToString())
+        # A frame half sent would garble all that follow, so sending is not cancelled half way: it is bounded by 4 MiB
+        # and by the death of the VM, which breaks the connection.
+        with trio.CancelScope(shield=True):
+            try:
+                async with self._send_lock:
+                    await self._stream.send_all(frame)
+            except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
+                raise AgentUnreachable(method, str(error) or "the connection broke") from error
+
+    def _parse(self, service: str, method: str, reply: envelope.Response | AgentCallError) -> Message:
+        from google.protobuf.message import DecodeError
+
+        if isinstance(reply, AgentCallError):
+            raise reply
+        if reply.code != envelope.OK:
+            raise AgentCallError(method, reply.code, reply.error)
+        message = _response_class(service, method)()
+        try:
+            message.ParseFromString(bytes(reply.payload))
+        except DecodeError as error:
+            raise AgentCallError(
+                method, envelope.INTERNAL, f"the agent's answer to {method} is malformed: {error}"
+            ) from error
+        return message
+
+
+_classes: dict[tuple[str, str], type[Message]] = {}
+
+
+def _response_class(service: str, method: str) -> type[Message]:
+    known = _classes.get((service, method))
+    if known is None:
+        from kata_wire import messages
+
+        names = methods.find(service, method)
+        if names is None:
+            raise EffectError(method, f"there is no call `{service}/{method}`")
+        known = _classes[(service, method)] = messages.message_class(names[1])
+    return known

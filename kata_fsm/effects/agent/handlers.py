@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Handlers of the effects that the agent performs.
+
+All of them are idempotent by the agent's own rules: a duplicate request is answered as the first was. `probe` asks the
+agent for its state (an extension of ours); against a stock Kata agent it cannot tell, and `perform` is repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from kata_fsm.effects.agent.client import AGENT, EXTENSION, AgentCallError, AgentUnreachable
+from kata_fsm.effects.protocols import Observed
+from kata_fsm.errors import EffectError, TimeoutExceeded
+from kata_fsm.limits import AGENT_CALL_TIMEOUT_S, BOOT_TIMEOUT_S
+from kata_wire import envelope
+
+if TYPE_CHECKING:
+    from kata_fsm.effects.agent.link import Link
+    from kata_fsm.machines.vocab import Intent
+    from kata_fsm.world import World
+
+SHARE_TAG = "kataShared"
+SHARE_MOUNT = "/run/kata-containers/shared/containers"
+SHM_MOUNT = "/run/kata-containers/sandbox/shm"
+SHM_BYTES_DEFAULT = 64 << 20  # what container engines give a container that asks for nothing
+SIGKILL = 9
+DISCONNECT_S = 3.0
+REMOVE_S = 10.0
+_RESEED_BYTES = 64
+
+Result = dict[str, Any]
+
+
+class AgentHandler:
+    """What the handlers share: the link, and a probe that cannot tell."""
+
+    def __init__(self, link: Link, world: World) -> None:
+        self.link = link
+        self.world = world
+
+    async def probe(self, intent: Intent) -> Observed:
+        """Nothing can be seen from outside."""
+        return Observed(None)
+
+    async def undo(self, intent: Intent) -> Result:
+        """Nothing to undo on the host; the guest's side goes with the guest."""
+        return {}
+
+
+class AgentConnect(AgentHandler):
+    """Wait for the guest to boot and its agent to answer."""
+
+    def __init__(self, link: Link, world: World, boot_timeout_s: float = BOOT_TIMEOUT_S) -> None:
+        super().__init__(link, world)
+        self.boot_timeout_s = boot_timeout_s
+
+    async def perform(self, intent: Intent) -> Result:
+        """Connect; answers the agent's version."""
+        from kata_wire import messages
+
+        client = await self.link.ensure(timeout_s=self.boot_timeout_s)
+        version = await client.call("grpc.Health", "Version", messages.health.CheckRequest())
+        return {"agent_version": version.agent_version}
+
+
+class AgentConfigure(AgentHandler):
+    """Tell the guest what belongs to this sandbox: clock, entropy, host name, file share, shared memory."""
+
+    async def perform(self, intent: Intent) -> Result:
+        """The calls in Kata's order (virtcontainers/kata_agent.go startSandbox)."""
+        from kata_wire import messages
+
+        call, params = self.link.call, intent.params
+        wall = self.world.wall_ns()
+        await call(
+            AGENT,
+            "SetGuestDateTime",
+            messages.agent.SetGuestDateTimeRequest(Sec=wall // 10**9, Usec=wall % 10**9 // 1000),
+        )
+        await call(
+            AGENT, "ReseedRandomDev", messages.agent.ReseedRandomDevRequest(data=self.world.random_bytes(_RESEED_BYTES))
+        )
+        size = params.get("shm_size") or SHM_BYTES_DEFAULT
+        storages = [
+            messages.agent.Storage(driver="virtio-fs", source=SHARE_TAG, fstype="virtiofs", mount_point=SHARE_MOUNT),
+            messages.agent.Storage(
+                driver="ephemeral",
+                source="shm",
+                fstype="tmpfs",
+                options=["noexec", "nosuid", "nodev", "mode=1777", f"size={size}"],
+                mount_point=SHM_MOUNT,
+            ),
+        ]
+        request = messages.agent.CreateSandboxRequest(
+            hostname=params.get("hostname", "")[:64],
+            dns=params.get("dns", []),
+            storages=storages,
+            sandbox_pidns=bool(params.get("sandbox_pidns")),
+            sandbox_id=params.get("sandbox", ""),
+        )
+        await call(AGENT, "CreateSandbox", request)
+        return {}
+
+
+class AgentDisconnect(AgentHandler):
+    """Dismiss the agent: it flushes what it holds. A guest that does not answer is not waited for: the VM ends next."""
+
+    async def perform(self, intent: Intent) -> Result:
+        """Best effort within `DISCONNECT_S` seconds."""
+        from kata_wire import messages
+
+        try:
+            await self.link.call(
+                AGENT, "DestroySandbox", messages.agent.DestroySandboxRequest(), timeout_s=DISCONNECT_S
+            )
+        except EffectError as error:
+            return {"unanswered": error.message}
+        return {}
+
+
+class ContainerCreate(AgentHandler):
+    """Make the container in the guest, its init process waiting to be started."""
+
+    async def perform(self, intent: Intent) -> Result:
+        """Sends the adapted OCI configuration, whole (extension field) and in Kata's own fields."""
+        from kata_wire import messages, spec
+
+        config = _load(intent.params.get("spec_file"))
+        message = spec.spec_to_message(config)
+        request = messages.agent.CreateContainerRequest(
+            container_id=intent.subject,
+            exec_id=intent.subject,
+            OCI=message,
+            sandbox_pidns=bool(intent.params.get("sandbox_pidns")),
+        )
+        await self.link.call(AGENT, "CreateContainer", request)
+        return {}
+
+    async def probe(self, intent: Intent) -> Observed:
+        """Asks the agent whether it holds the container."""
+        return await _probe_container(self.link, intent.subject, ("created", "running", "paused", "stopped"))
+
+
+class ContainerStart(AgentHandler):
+    """Let the init process run the workload."""
+
+    async def perform(self, intent: Intent) -> Result:
+        """`StartContainer`."""
+        from kata_wire import messages
+
+        await self.link.call(AGENT, "StartContainer", messages.agent.StartContainerRequest(container_id=intent.subject))
+        return {}
+
+    async def probe(self, intent: Intent) -> Observed:
+        """Asks the agent whether it has been started."""
+        return await _probe_container(self.link, intent.subject, ("running", "paused", "stopped"))
+
+
+class ContainerPause(AgentHandler):
+    """Freeze the container's cgroup in the guest."""
+
+    async def perform(self, intent: Intent) -> Result:
+        """`PauseContainer`."""
+        from kata_wire import messages
+
+        await self.link.call(AGENT, "PauseContainer", messages.agent.PauseContainerRequest(container_id=intent.subject))
+        return {}
+
+
+class ContainerResume(AgentHandler):
+    """Thaw the container's cgroup in the guest."""
+
+    async def perform(self, intent: Intent) -> Result:
+        """`ResumeContainer`."""
+        from kata_wire import messages
+
+        await self.link.call(
+            AGENT, "ResumeContainer", messages.agent.ResumeContainerRequest(container_id=intent.subject)
+        )
+        return {}
+
+
+class ContainerKill(AgentHandler):
+    """SIGKILL every process of the container."""
+
+    async def perform(self, intent: Intent) -> Result:
+        """A container that is no more is as good as killed."""
+        await signal_process(self.link, intent.subject, "", SIGKILL)
+        return {}
+
+
+class ContainerRemove(AgentHandler):
+    """Remove the stopped container from the guest."""
+
+    async def perform(self, intent: Intent) -> Result:
+        """`RemoveContainer`; idempotent."""
+        from kata_wire import messages
+
+        request = messages.agent.RemoveContainerRequest(container_id=intent.subject, timeout=int(REMOVE_S))
+        await self.link.call(AGENT, "RemoveContainer", request, timeout_s=2 * REMOVE_S)
+        return {}
+
+
+class ProcessExec(AgentHandler):
+    """Add a process to a running container."""
+
+    async def perform(self, intent: Intent) -> Result:
+        """`ExecProcess` with the whole OCI process."""
+        from kata_wire import messages, spec
+
+        params = intent.params
+        process = spec.process_to_message(_load(params.get("process_file")))
+        request = messages.agent.ExecProcessRequest(
+            container_id=params["container"], exec_id=params["exec"], process=process
+        )
+        await self.link.call(AGENT, "ExecProcess", request, timeout_s=AGENT_CALL_TIMEOUT_S)
+        _unlink(params.get("process_file"))
+        return {}
+
+    async def probe(self, intent: Intent) -> Observed:
+        """Asks the agent whether it knows the process."""
+        state = await _query(self.link)
+        if state is None:
+            return Observed(None)
+        for container in state.containers:
+            if container.container_id == intent.params["container"]:
+                return Observed(any(p.exec_id == intent.params["exec"] for p in container.processes))
+        return Observed(False)
+
+
+async def signal_process(link: Link, container_id: str, exec_id: str, number: int) -> bool:
+    """Send signal `number`; an empty `exec_id` means every process. False when there was nothing to signal."""
+    from kata_wire import messages
+
+    request = messages.agent.SignalProcessRequest(container_id=container_id, exec_id=exec_id, signal=number)
+    try:
+        await link.call(AGENT, "SignalProcess", request)
+    except AgentCallError as error:
+        if error.code == envelope.NOT_FOUND:
+            return False
+        raise
+    return True
+
+
+async def _query(link: Link) -> Any | None:
+    try:
+        return await link.call(EXTENSION, "QueryState")
+    except AgentCallError as error:
+        if error.code == envelope.UNIMPLEMENTED:
+            return None
+        raise
+    except (AgentUnreachable, TimeoutExceeded):
+        return None
+
+
+async def _probe_container(link: Link, container_id: str, states: tuple[str, ...]) -> Observed:
+    state = await _query(link)
+    if state is None:
+        return Observed(None)
+    return Observed(any(c.container_id == container_id and c.state in states for c in state.containers))
+
+
+def _load(path: object) -> dict[str, Any]:
+    if not isinstance(path, str):
+        raise EffectError("spec", "the configuration for the guest was not kept")
+    try:
+        with open(path, "rb") as file:
+            loaded = json.load(file)
+    except (OSError, ValueError) as error:
+        raise EffectError("spec", f"the configuration for the guest cannot be read: {error}") from error
+    if not isinstance(loaded, dict):
+        raise EffectError("spec", "the configuration for the guest is not an object")
+    return loaded
+
+
+def _unlink(path: object) -> None:
+    try:
+        os.unlink(str(path))
+    except OSError:
+        pass  # removed with the run directory at the latest

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QEMU's command line, from settings and names alone. Pure: the same inputs give the same argv, which is recorded.
+
+What belongs to one sandbox (file share, NICs, disks) is not here: it is plugged after the agent answers, so that a VM
+restored from a template can take the same path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from kata_fsm.effects.hypervisor.image import Image
+from kata_fsm.effects.hypervisor.settings import HypervisorSettings
+from kata_fsm.world import Paths
+
+AGENT_PORT = "agent.0"
+SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+def quote(value: str) -> str:
+    """`value` inside a QEMU option list, where a comma is written twice."""
+    return value.replace(",", ",,")
+
+
+def uuid_of(uid: str) -> str:
+    """The machine's UUID: a version 8 one (RFC 9562, our own sort) that ends in the sandbox's uid.
+
+    It is a whole argument of QEMU's command line, by which the process is found without memory.
+    """
+    return f"6b617461-6673-8000-8000-{uid}"
+
+
+def digest(argv: list[str]) -> str:
+    """SHA-256 of a command line, hex."""
+    return hashlib.sha256("\0".join(argv).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def accelerator(settings: HypervisorSettings, accel: str) -> list[str]:
+    """Accelerator and processor. `la57=off` spares the kernel five-level paging, 0.1 s of an emulated boot."""
+    if accel == "kvm":
+        return ["-accel", "kvm", "-cpu", settings.cpu or "host,pmu=off"]
+    return ["-accel", f"tcg,tb-size={settings.tcg_cache_mib}", "-cpu", settings.cpu or "max,la57=off"]
+
+
+def _console(paths: Paths) -> list[str]:
+    """The guest's first serial port, written to a file that QEMU appends to.
+
+    A file survives QEMU and us, which a ring inside QEMU would not. It cannot be filled quickly (an emulated UART moves
+    a byte per exit), and the supervisor cuts it when it outgrows its limit, which appending makes safe.
+    """
+    return [
+        *("-chardev", f"file,id=console,path={quote(paths.console_log)},append=on"),
+        *("-serial", "chardev:console"),
+    ]
+
+
+def _devices(settings: HypervisorSettings, paths: Paths) -> list[str]:
+    devices = [
+        *("-device", "virtio-serial-pci,id=serial0"),
+        *("-chardev", f"socket,id=agent,path={quote(paths.agent_sock)},server=on,wait=off"),
+        *("-device", f"virtserialport,bus=serial0.0,chardev=agent,name={AGENT_PORT}"),
+        *("-object", "rng-random,id=entropy,filename=/dev/urandom"),
+        *("-device", "virtio-rng-pci,rng=entropy"),
+        # Memory that the guest frees goes back to the host, and the balloon gives way before the guest kills.
+        *("-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on,deflate-on-oom=on"),
+        # An I/O port that says "panicked", if the guest's kernel has the driver.
+        *("-device", "pvpanic"),
+    ]
+    for number in range(settings.root_ports):
+        devices += ["-device", f"pcie-root-port,id=rp{number},chassis={number + 1},slot={number + 1}"]
+    return devices
+
+
+def build(settings: HypervisorSettings, paths: Paths, image: Image, accel: str, sandbox: str) -> list[str]:
+    """The whole command line for `accel`, which is `kvm` or `tcg`."""
+    return [
+        settings.qemu,
+        *("-name", f"sandbox-{quote(sandbox)},debug-threads=on"),
+        *("-uuid", uuid_of(paths.uid)),
+        *("-nodefaults", "-no-user-config", "-no-reboot"),
+        *("-display", "none"),
+        *("-machine", f"{settings.machine},memory-backend=mem,vmport=off"),
+        *accelerator(settings, accel),
+        *("-smp", str(settings.vcpus)),
+        *("-m", str(settings.memory_mib)),
+        # Shared, because virtiofsd reads and writes the guest's memory.
+        *("-object", f"memory-backend-memfd,id=mem,size={settings.memory_mib}M,share=on"),
+        *("-kernel", image.kernel),
+        *(("-initrd", image.initrd) if image.initrd else ()),
+        *("-append", image.command_line(accel, settings)),
+        *_console(paths),
+        *_devices(settings, paths),
+        *("-chardev", f"socket,id=qmp,path={quote(paths.qmp_sock)},server=on,wait=off"),
+        *("-mon", "chardev=qmp,mode=control"),
+        *("-pidfile", paths.qemu_pid),
+        *(("-sandbox", SECCOMP) if settings.seccomp else ()),
+    ]

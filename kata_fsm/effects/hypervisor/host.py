@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does the host have what a VM needs? Asked before QEMU is started, because its own answers come late or unclear."""
+
+from __future__ import annotations
+
+import os
+
+from kata_fsm import errors, limits
+from kata_fsm.effects.hypervisor.settings import HypervisorSettings
+from kata_fsm.world import Paths
+
+_MIB = 1 << 20
+_SUN_PATH_BYTES = 108  # unix(7), with the final zero byte
+
+
+def memory() -> dict[str, int]:
+    """/proc/meminfo in MiB."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        rows = (line.split() for line in file)
+        return {row[0].rstrip(":"): int(row[1]) >> 10 for row in rows if len(row) == 3 and row[2] == "kB"}
+
+
+def needed_mib(settings: HypervisorSettings, accel: str) -> int:
+    """What a VM will certainly use: the guest's memory is only taken when touched, but booting touches this much."""
+    overhead = limits.QEMU_OVERHEAD_KVM_MIB if accel == "kvm" else limits.QEMU_OVERHEAD_TCG_MIB
+    return min(settings.memory_mib, limits.GUEST_RESIDENT_MIB) + overhead
+
+
+def check_memory(settings: HypervisorSettings, accel: str, *, now: dict[str, int] | None = None) -> None:
+    """Raises EffectError when the guest is larger than the host, or the host has too little left for its boot."""
+    now = memory() if now is None else now
+    total = now["MemTotal"] + now.get("SwapTotal", 0)
+    available = now["MemAvailable"] + now.get("SwapFree", 0)
+    evidence: dict[str, object] = {"total_mib": total, "available_mib": available, "guest_mib": settings.memory_mib}
+    if settings.memory_mib > total:
+        raise errors.EffectError(
+            "memory",
+            f"the guest's `{settings.memory_mib}` MiB of memory are more than the host's `{total}` MiB",
+            evidence=evidence,
+            hint="lower the hypervisor's `memory_mib`",
+        )
+    needed = needed_mib(settings, accel)
+    if needed > available:
+        raise errors.EffectError(
+            "memory",
+            f"not enough free memory: a virtual machine takes `{needed}` MiB to boot, `{available}` MiB are available",
+            evidence=evidence,
+            hint="stop something, or lower the hypervisor's `memory_mib`",
+        )
+
+
+def check_space(paths: Paths) -> None:
+    """Raises EffectError when the run or log directory's file system is full."""
+    for directory in (paths.base, paths.logs):
+        status = os.statvfs(directory)
+        free = status.f_bavail * status.f_frsize
+        if free < limits.FREE_SPACE_BYTES_MIN or (status.f_files and not status.f_favail):
+            needed = limits.FREE_SPACE_BYTES_MIN // _MIB
+            raise errors.EffectError(
+                "disk",
+                f"no disk space: `{directory}` has `{free // _MIB}` MiB free, at least `{needed}` are needed",
+                evidence={"free_bytes": free, "free_inodes": status.f_favail},
+            )
+
+
+def check_paths(paths: Paths) -> None:
+    """Raises EffectError when the run directory's name is too long for a unix socket in it."""
+    longest = max(
+        len(os.fsencode(path))
+        for path in (paths.supervisor_sock, paths.virtiofsd_sock, paths.qmp_sock, paths.agent_sock)
+    )
+    if longest >= _SUN_PATH_BYTES:
+        raise errors.EffectError(
+            "paths",
+            f"the run directory `{paths.base}` makes socket paths of `{longest}` bytes, legal is up to "
+            f"`{_SUN_PATH_BYTES - 1}`",
+            hint="choose a shorter run directory",
+        )

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings, image and QEMU's command line: pure, complete, and with errors that name the field."""
+
+import json
+
+import msgspec
+import pytest
+
+from kata_fsm import errors
+from kata_fsm.effects.hypervisor import argv, host, image, settings
+from kata_fsm.effects.hypervisor.settings import HypervisorSettings
+from kata_fsm.world import Paths
+
+IMAGE = image.Image("/img/vmlinux", "/img/initrd", image.Parameters(("quiet",), ("emu",), ("real",)), "6.1")
+
+
+def values(line: list[str], option: str) -> list[str]:
+    return [line[at + 1] for at, word in enumerate(line) if word == option]
+
+
+def build(accel: str = "tcg", **changes: object) -> list[str]:
+    return argv.build(HypervisorSettings(**changes), Paths("0123456789ab"), IMAGE, accel, "web,1")
+
+
+def test_the_whole_command_line(monkeypatch):
+    monkeypatch.setenv("KATA_FSM_RUN", "/r")
+    monkeypatch.setenv("KATA_FSM_STATE", "/s,s")
+    line = build()
+    assert line[0] == "/usr/bin/qemu-system-x86_64"
+    assert values(line, "-name") == ["sandbox-web,,1,debug-threads=on"]
+    assert values(line, "-uuid") == ["6b617461-6673-8000-8000-0123456789ab"]
+    assert values(line, "-m") == ["256"]
+    assert values(line, "-object")[0] == "memory-backend-memfd,id=mem,size=256M,share=on"
+    assert values(line, "-chardev") == [
+        "file,id=console,path=/s,,s/logs/0123456789ab/console.log,append=on",
+        "socket,id=agent,path=/r/sandboxes/0123456789ab/agent.sock,server=on,wait=off",
+        "socket,id=qmp,path=/r/sandboxes/0123456789ab/qmp.sock,server=on,wait=off",
+    ]
+    assert values(line, "-sandbox") == [argv.SECCOMP]
+    assert [device for device in values(line, "-device") if "root-port" in device] == [
+        f"pcie-root-port,id=rp{number},chassis={number + 1},slot={number + 1}" for number in range(4)
+    ]
+    assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(line)
+    assert argv.digest(line) == argv.digest(build())
+    assert argv.digest(line) != argv.digest(build(vcpus=2))
+
+
+def test_accelerators_differ_in_processor_and_kernel_parameters():
+    emulated, real = build("tcg", kernel_params=("mine",)), build("kvm", kernel_params=("mine",))
+    assert values(emulated, "-accel") == ["tcg,tb-size=128"]
+    assert values(emulated, "-cpu") == ["max,la57=off"]
+    assert values(emulated, "-append") == ["quiet emu mine"]
+    assert values(real, "-accel") == ["kvm"]
+    assert values(real, "-cpu") == ["host,pmu=off"]
+    assert values(real, "-append") == ["quiet real mine"]
+    assert values(build(cpu="qemu64"), "-cpu") == ["qemu64"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"memory_mib": 64}, r"`memory_mib` is `64`: legal is 128 to"),
+        ({"vcpus": 0}, r"`vcpus` is `0`: legal is 1 to"),
+        ({"qemu": "qemu"}, r"`qemu` is `qemu`: legal is an absolute path"),
+        ({"accel": "xen"}, r"invalid enum value 'xen' - at `\$.accel`"),
+        ({"memory": 1}, r"unknown field `memory`"),
+        ({"memory_mib": "1"}, r"expected `int`, got `str` - at `\$.memory_mib`"),
+        ({"kernel_params": ["a\nb"]}, r"legal is one line"),
+    ],
+)
+def test_bad_settings_name_the_field(raw, message):
+    with pytest.raises(errors.UsageError, match=message):
+        settings.from_dict(raw)
+
+
+def test_settings_survive_a_record():
+    wanted = HypervisorSettings(memory_mib=512, kernel_params=("a", "b"))
+    assert settings.from_dict(json.loads(msgspec.json.encode(wanted))) == wanted
+
+
+def test_image_from_its_manifest(tmp_path):
+    with pytest.raises(errors.EffectError, match=f"there is no guest image: `{tmp_path}/manifest.json`: No such file"):
+        image.load(HypervisorSettings(image=str(tmp_path)))
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text('{"parameters": []}')
+    with pytest.raises(errors.EffectError, match=r"is not an image's manifest: .* at `\$.parameters`"):
+        image.load(HypervisorSettings(image=str(tmp_path)))
+    manifest.write_text('{"kernel": "6.1", "parameters": {"common": ["a"], "tcg": ["b"], "kvm": []}, "more": 1}')
+    with pytest.raises(errors.EffectError, match=r"the guest's kernel `.*/vmlinux` cannot be read"):
+        image.load(HypervisorSettings(image=str(tmp_path)))
+    for name in ("vmlinux", "initrd", "own"):
+        (tmp_path / name).touch()
+    loaded = image.load(HypervisorSettings(image=str(tmp_path)))
+    assert loaded == image.Image(f"{tmp_path}/vmlinux", f"{tmp_path}/initrd", image.Parameters(("a",), ("b",)), "6.1")
+    own = image.load(HypervisorSettings(kernel=f"{tmp_path}/own", image_params=False))
+    assert own == image.Image(f"{tmp_path}/own", "", image.Parameters())
+
+
+def test_memory_is_refused_early():
+    now = {"MemTotal": 1000, "MemAvailable": 300, "SwapTotal": 0, "SwapFree": 0}
+    host.check_memory(HypervisorSettings(memory_mib=900), "kvm", now=now)
+    with pytest.raises(
+        errors.EffectError, match=r"the guest's `1001` MiB of memory are more than the host's `1000` MiB"
+    ):
+        host.check_memory(HypervisorSettings(memory_mib=1001), "kvm", now=now)
+    with pytest.raises(errors.EffectError, match="takes `352` MiB to boot, `300` MiB are available"):
+        host.check_memory(HypervisorSettings(memory_mib=900), "tcg", now=now)
+    assert host.memory()["MemTotal"] > 0
+
+
+def test_a_run_directory_that_is_too_long(monkeypatch):
+    monkeypatch.setenv("KATA_FSM_RUN", "/r" * 50)
+    with pytest.raises(errors.EffectError, match=r"makes socket paths of `1[0-9]+` bytes, legal is up to `107`"):
+        host.check_paths(Paths("0123456789ab"))
