@@ -45,6 +45,8 @@ JOURNAL_LOCK_S = 10.0
 AGENT_WATCH_EVERY_S = 10.0
 AGENT_WATCH_ANSWER_S = 30.0
 RETRY_S = 0.2
+# How long after virtiofsd's end the end of its VM may be noticed and still count as the reason.
+VM_DEATH_NOTICE_S = 1.0
 
 # A supervisor whose sandbox has ended waits a little for `delete`, then leaves: whoever deletes later starts another.
 SUPERVISOR_LINGER_S = 20.0

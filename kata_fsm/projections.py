@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pod looks like to readers who must not fold: the projections kept beside its records.
+
+`c/ROOT/ID` is one container under one `--root`: present from its declaration until its deletion, so its absence is what
+makes an id free. `s/STREAM` is one sandbox, kept for ever. Both are JSON; the container's holds its OCI state document as
+text, ready to print. They are a function of the folded pod (and can be dropped and rebuilt from it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from kata_fsm.machines import Pod, container, process, sandbox
+from kata_fsm.machines.pod import Unit, init_of
+
+OCI_VERSION = "1.0.2"
+
+
+def root_digest(root: str) -> str:
+    """16 hex characters that stand for a `--root`: the namespace of container ids."""
+    return hashlib.sha256(root.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def container_key(root: str, container_id: str) -> bytes:
+    """The key of a container's projection."""
+    return f"c/{root_digest(root)}/{container_id}".encode()
+
+
+def stream_key(stream: str) -> bytes:
+    """The key of a sandbox's projection."""
+    return f"s/{stream}".encode()
+
+
+def _pid(pod: Pod, container_id: str, status: str) -> int:
+    """The shim's pid while the container is alive, else 0 (runtime-spec: required for created and running)."""
+    init = pod.unit("process", init_of(container_id))
+    if status == "stopped" or init.state in (process.EXITED, process.CLOSED):
+        return 0
+    pid = init.facts.get("shim", {}).get("pid", 0)
+    return int(pid)
+
+
+def oci_state(pod: Pod, container_id: str, unit: Unit) -> dict[str, Any]:
+    """The OCI state document of a container (runtime-spec, runtime.md, "State")."""
+    config = unit.facts.get("config", {})
+    status = container.OCI_STATUS[unit.state]
+    document: dict[str, Any] = {
+        "ociVersion": config.get("oci_version", OCI_VERSION),
+        "id": container_id,
+        "status": status,
+        "pid": _pid(pod, container_id, status),
+        "bundle": config.get("bundle", ""),
+    }
+    if config.get("annotations"):
+        document["annotations"] = config["annotations"]
+    return document
+
+
+def _container_document(pod: Pod, stream: str, container_id: str, unit: Unit) -> bytes:
+    config = unit.facts.get("config", {})
+    state = oci_state(pod, container_id, unit)
+    init = pod.unit("process", init_of(container_id)).facts
+    document = {
+        "stream": stream,
+        "uid": pod.sandbox.facts.get("uid", ""),
+        "sandbox": pod.id,
+        "key": container_id,
+        "state": unit.state,
+        "live": pod.sandbox.state in sandbox.LIVE,
+        "oci": json.dumps(state, indent=2, ensure_ascii=False),
+        "list": {
+            "ociVersion": state["ociVersion"],
+            "id": container_id,
+            "pid": state["pid"],
+            "status": state["status"],
+            "bundle": state["bundle"],
+            "rootfs": config.get("rootfs", ""),
+            "created": config.get("created", ""),
+            "annotations": config.get("annotations", {}),
+            "owner": config.get("owner", ""),
+        },
+        "exit_code": init.get("exit_code"),
+    }
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def _sandbox_document(pod: Pod, root: str) -> bytes:
+    facts = pod.sandbox.facts
+    document = {
+        "uid": facts.get("uid", ""),
+        "sandbox": pod.id,
+        "root": root,
+        "state": pod.sandbox.state,
+        "live": pod.sandbox.state in sandbox.LIVE,
+        "cause": facts.get("cause", {}).get("kind"),
+    }
+    return json.dumps(document, separators=(",", ":")).encode()
+
+
+def project(pod: Pod, stream: str) -> dict[bytes, bytes | None]:
+    """Every projection of `pod`; None means that the key must be absent."""
+    root = str(pod.sandbox.facts.get("config", {}).get("root", ""))
+    found: dict[bytes, bytes | None] = {stream_key(stream): _sandbox_document(pod, root)}
+    for container_id, unit in pod.containers.items():
+        deleted = unit.state == container.DELETED
+        document = None if deleted else _container_document(pod, stream, container_id, unit)
+        found[container_key(root, container_id)] = document
+    return found

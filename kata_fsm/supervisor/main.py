@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A supervisor's life.
+
+It takes the sandbox's lock (there is one supervisor per sandbox, and whoever finds the lock free may start another),
+opens the journal, folds its stream, recovers what was left behind, and says that it is ready. It ends when its sandbox
+has been deleted and the last trace is removed, or when the sandbox has ended and nobody asks any more: whoever deletes it
+later starts another. Being killed at any point is legal: the next one goes on from the journal.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+import sys
+from typing import Any
+
+import trio
+
+from journal import Journal, JournalError
+from kata_fsm import control, limits
+from kata_fsm.errors import KataFsmError, WorldError
+from kata_fsm.machines import sandbox
+from kata_fsm.world import WORLD, Paths, journal_dir
+
+READY = b"ok\n"
+
+
+class Options:
+    """The arguments of `kata-fsm supervisor`."""
+
+    def __init__(self, argv: list[str]) -> None:
+        import argparse
+
+        parser = argparse.ArgumentParser(prog="kata-fsm supervisor", description="one sandbox's supervisor (internal)")
+        parser.add_argument("sandbox")
+        which = parser.add_mutually_exclusive_group(required=True)
+        which.add_argument("--stream")
+        which.add_argument("--resume", metavar="STREAM")
+        parser.add_argument("--ready-fd", type=int, default=-1)
+        found = parser.parse_args(argv)
+        self.sandbox: str = found.sandbox
+        self.stream: str = found.stream or found.resume
+        self.ready_fd: int = found.ready_fd
+        self.uid = self.stream.rpartition("@")[2]
+
+
+def _report(fd: int, message: bytes) -> None:
+    if fd < 0:
+        return
+    try:
+        os.write(fd, message)
+        os.close(fd)
+    except OSError:
+        pass  # whoever started us is gone; the sandbox needs us all the same
+
+
+def _lock(path: str) -> int | None:
+    """The descriptor that holds the sandbox's lock until we end; None when another supervisor has it."""
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _await_other(paths: Paths) -> bool:
+    """Another supervisor has the lock: wait until it listens."""
+    deadline = WORLD.mono_ns() + int(limits.SUPERVISOR_START_S * 1e9)
+    import time
+
+    while WORLD.mono_ns() < deadline:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(paths.supervisor_sock)
+            except OSError:
+                time.sleep(limits.RETRY_S)
+                continue
+            return True
+    return False
+
+
+def _listen(path: str) -> trio.socket.SocketType:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener._sock.bind(path)  # type: ignore[attr-defined]  # trio's bind would resolve names in a thread
+    finally:
+        os.umask(before)
+    listener.listen(64)
+    return listener
+
+
+def _clean(paths: Paths) -> None:
+    """Remove the last traces of a deleted sandbox: its sockets, kept specs and logs."""
+    for directory in (paths.logs, paths.base):
+        shutil.rmtree(directory, ignore_errors=True)
+    for directory in (os.path.dirname(paths.base), os.path.dirname(paths.logs)):
+        try:
+            os.rmdir(directory)
+        except OSError:
+            pass  # other sandboxes
+
+
+class Supervisor:
+    """Everything of one supervisor process, put together."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.paths = Paths(options.uid)
+
+    async def run(self, journal: Journal) -> None:
+        """Serve until there is nothing left to serve."""
+        from kata_fsm.effects.agent.link import Link
+        from kata_fsm.recovery import recover
+        from kata_fsm.runtime import Runtime
+        from kata_fsm.supervisor.server import Server
+        from kata_fsm.supervisor.watch import Watcher
+
+        async with trio.open_nursery() as nursery:
+            link = Link(self.paths, WORLD, nursery)
+            runtime = Runtime(journal, self.options.stream, WORLD, {}, nursery)
+            watcher = Watcher(runtime, link, nursery)
+            runtime.on_step = watcher.reconcile
+            cleaned = trio.Event()
+            server = Server(runtime, link, watcher, self.paths, cleaned)
+            listener = _listen(self.paths.supervisor_sock)
+            nursery.start_soon(server.serve, listener)
+            if runtime.rev:
+                server.wire(runtime.pod.sandbox.facts.get("config") or {})
+                await recover(runtime)
+                watcher.reconcile(runtime.pod)
+            _report(self.options.ready_fd, READY)
+            nursery.start_soon(_warm_up)
+            await self._until_over(runtime, server)
+            if runtime.pod.sandbox.state in (sandbox.DELETED, sandbox.ABSENT):
+                await trio.to_thread.run_sync(_clean, self.paths)
+            cleaned.set()
+            await _drain(server)
+            if watcher.wiring is not None:
+                await watcher.wiring.monitor.aclose()
+            nursery.cancel_scope.cancel()
+
+    async def _until_over(self, runtime: Any, server: Any) -> None:
+        """Return when this process is of no more use."""
+        if not runtime.rev:
+            with trio.move_on_after(limits.SUPERVISOR_IDLE_S):
+                await server.served.wait()
+            if not server.served.is_set():
+                return
+        while True:
+            await runtime.until(lambda pod: pod.sandbox.state in sandbox.ENDED)
+            with trio.move_on_after(limits.SUPERVISOR_LINGER_S):
+                await runtime.until(lambda pod: pod.sandbox.state == sandbox.DELETED)
+            if runtime.pod.sandbox.state == sandbox.DELETED:
+                return
+            if not server.requests and not server.shims:
+                return
+
+
+async def _warm_up() -> None:
+    """Import what is needed once the guest answers, while it boots: the message classes cost tens of milliseconds."""
+
+    def work() -> None:
+        from kata_wire import messages
+
+        _ = (messages.agent, messages.health, messages.extension, messages.ttrpc)
+
+    await trio.to_thread.run_sync(work)
+
+
+async def _drain(server: Any) -> None:
+    """Let replies and exit codes reach whoever waits for them."""
+    with trio.move_on_after(limits.PROCESS_KILL_WAIT_S):
+        while server.requests or server.shims:
+            await trio.sleep(0.005)
+
+
+def main(argv: list[str]) -> int:
+    """Run a supervisor. Reports `ok` or one error object on `--ready-fd`."""
+    options = Options(argv)
+    paths = Paths(options.uid)
+    try:
+        lock = _lock(paths.supervisor_lock)
+        if lock is None:
+            if not _await_other(paths):
+                raise WorldError("another supervisor holds the sandbox's lock and does not answer")
+            _report(options.ready_fd, READY)
+            return 0
+        with Journal.open(journal_dir(), lock_timeout_s=limits.JOURNAL_LOCK_S) as journal:
+            trio.run(Supervisor(options).run, journal)
+    except (KataFsmError, JournalError, OSError) as error:
+        wire = error.to_wire() if isinstance(error, KataFsmError) else WorldError(str(error)).to_wire()
+        print(f"supervisor: {wire['message']}", file=sys.stderr)
+        _report(options.ready_fd, control.encode({"error": wire})[control.HEADER_BYTES :])
+        return 1
+    return 0

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a supervisor watches, as a function of the folded pod.
+
+A transitional state has an effect; a stable one has watches: a running VM is watched by its pidfd, virtiofsd likewise,
+the agent by its connection and a question now and then, each living process by a call that waits for its end and by the
+pumps of its stdio. After every step the set is compared with what runs; the difference is started or cancelled. After a
+restart the same set comes out again, so watching needs no memory either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from kata_fsm.effects.agent.client import EXTENSION, HEALTH, AgentCallError
+from kata_fsm.errors import EffectError
+from kata_fsm.limits import AGENT_WATCH_ANSWER_S, AGENT_WATCH_EVERY_S, RETRY_S, VM_DEATH_NOTICE_S
+from kata_fsm.machines import Cause, Pod, agent, share, vm
+from kata_fsm.machines.intents import Watches
+from kata_fsm.machines.pod import INIT
+from kata_fsm.machines.vocab import EXIT_UNKNOWN, AgentLost, ProcessExited, ShareDied, VmDied
+from kata_fsm.recovery import process_of
+from kata_fsm.supervisor.session import Session
+
+if TYPE_CHECKING:
+    from kata_fsm.effects.agent.link import Link
+    from kata_fsm.runtime import Runtime
+    from kata_fsm.supervisor.wiring import Wiring
+
+Key = tuple[str, str]
+
+
+class Watcher:
+    """Keeps the watches of one pod in step with it. `reconcile` is called after every step."""
+
+    def __init__(self, runtime: Runtime, link: Link, nursery: trio.Nursery) -> None:
+        self._runtime = runtime
+        self._link = link
+        self._nursery = nursery
+        self.wiring: Wiring | None = None  # known as soon as there is a sandbox
+        self._tasks: dict[Key, trio.CancelScope] = {}
+        self.sessions: dict[str, Session] = {}
+
+    def session(self, subject: str) -> Session:
+        """The stdio session of a process, made at first use."""
+        found = self.sessions.get(subject)
+        if found is None:
+            found = self.sessions[subject] = Session(subject, self._runtime, self._link)
+        return found
+
+    def _wanted(self, pod: Pod) -> dict[Key, Callable[[], Awaitable[None]]]:
+        wanted: dict[Key, Callable[[], Awaitable[None]]] = {}
+        if pod.vm.state == vm.RUNNING:
+            wanted[("vm", "")] = self._vm
+        if pod.share.state in share.USABLE and pod.vm.state in (vm.ABSENT, vm.LAUNCHING, vm.RUNNING):
+            wanted[("share", "")] = self._share
+        if pod.agent.state in (agent.CONNECTED, agent.CONFIGURING, agent.READY):
+            wanted[("agent", "")] = self._agent
+        watches = Watches(pod)
+        for subject in watches.exits:
+            wanted[("exit", subject)] = lambda subject=subject: self._exit(subject)  # type: ignore[misc]
+        for subject in watches.outputs:
+            wanted[("stdio", subject)] = self.session(subject).run
+        return wanted
+
+    def reconcile(self, pod: Pod) -> None:
+        """Start the watches that are due and cancel those that are not."""
+        wanted = self._wanted(pod)
+        for key in [key for key in self._tasks if key not in wanted]:
+            self._tasks.pop(key).cancel()
+        for key, task in wanted.items():
+            if key not in self._tasks:
+                scope = self._tasks[key] = trio.CancelScope()
+                self._nursery.start_soon(self._run, task, scope)
+
+    async def _run(self, task: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+        with scope:
+            await task()
+
+    async def _submit(self, seen: Any) -> None:
+        # The step that follows ends the very watch that saw this; it must not be cut off half way.
+        with trio.CancelScope(shield=True):
+            await self._runtime.submit(seen)
+
+    async def _vm(self) -> None:
+        identity = process_of(self._runtime.pod.vm.facts)
+        if identity is None or self.wiring is None:
+            cause = Cause("unknown", "the record does not name the VMM's process")
+        else:
+            cause = await self.wiring.vm_ended(identity)
+        await self._submit(VmDied(cause))
+
+    async def _share(self) -> None:
+        identity = process_of(self._runtime.pod.share.facts)
+        if identity is None or self.wiring is None:
+            cause = Cause("unknown", "the record does not name virtiofsd's process")
+        else:
+            cause = await self.wiring.share_ended(identity)
+        # virtiofsd also ends when its QEMU does. Only one that leaves a living VM behind is the cause of anything.
+        with trio.move_on_after(VM_DEATH_NOTICE_S):
+            await self._runtime.until(lambda pod: pod.vm.state not in (vm.LAUNCHING, vm.RUNNING))
+            return
+        await self._submit(ShareDied(cause))
+
+    async def _agent(self) -> None:
+        """Ask now and then; make a new connection when the old one broke. Give up when neither is answered."""
+        from kata_wire import messages
+
+        while True:
+            try:
+                client = await self._link.ensure(timeout_s=AGENT_WATCH_ANSWER_S)
+                with trio.move_on_after(AGENT_WATCH_EVERY_S):
+                    await client.closed.wait()
+                    continue
+                await client.call(HEALTH, "Check", messages.health.CheckRequest(), timeout_s=AGENT_WATCH_ANSWER_S)
+            except EffectError as error:
+                if self._link.client is None and await self._reconnected():
+                    continue
+                evidence = {"phase": error.phase, **error.evidence}
+                await self._submit(AgentLost(Cause("agent_lost", error.message, evidence)))
+                return
+
+    async def _reconnected(self) -> bool:
+        try:
+            await self._link.ensure(timeout_s=AGENT_WATCH_ANSWER_S)
+        except EffectError:
+            return False
+        return True
+
+    async def _exit(self, subject: str) -> None:
+        from kata_wire import messages
+
+        container_id, name = subject.rsplit("/", 1)
+        exec_id = container_id if name == INIT else name
+        request = messages.extension.WaitProcess2Request(container_id=container_id, exec_id=exec_id)
+        while True:
+            try:
+                reply = await self._link.call(EXTENSION, "WaitProcess2", request, timeout_s=None)
+            except AgentCallError as error:
+                unknown = Cause("unknown", f"the agent does not know how it ended: {error.message}", error.evidence)
+                await self._submit(ProcessExited(subject, EXIT_UNKNOWN, unknown))
+                return
+            except EffectError:
+                await trio.sleep(RETRY_S)  # between two connections; whether the agent is lost is decided elsewhere
+                continue
+            if reply.exited:
+                await self._submit(_exited(subject, reply))
+                return
+
+
+def _exited(subject: str, reply: Any) -> ProcessExited:
+    if not reply.signal:
+        return ProcessExited(
+            subject, reply.code, Cause("exited", f"exited with code {reply.code}", {"code": reply.code})
+        )
+    evidence = {"signal": reply.signal, "oom_killed": reply.oom_killed}
+    if reply.oom_killed:
+        cause = Cause("guest_oom", "the guest's OOM killer ended it", evidence)
+    else:
+        cause = Cause("signaled", f"ended by signal {reply.signal}", evidence)
+    return ProcessExited(subject, 128 + reply.signal, cause)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which handler performs which kind of effect, with a real host and a real guest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kata_fsm.effects import netns, share, storage
+from kata_fsm.effects.agent import handlers as guest
+from kata_fsm.effects.agent.link import Link
+from kata_fsm.effects.hypervisor import handler as hypervisor
+from kata_fsm.effects.hypervisor.qmp import Monitor
+from kata_fsm.effects.hypervisor.settings import from_dict
+from kata_fsm.effects.protocols import Handler
+from kata_fsm.limits import BOOT_TIMEOUT_S
+from kata_fsm.machines.vocab import Cause
+from kata_fsm.world import Paths, World
+
+
+class Wiring:
+    """The handlers of one sandbox, and the two watches that know what an end leaves behind.
+
+    `config` is what the sandbox was created with: it is recorded, so every supervisor of a sandbox uses the same.
+    """
+
+    def __init__(self, paths: Paths, world: World, link: Link, config: dict[str, Any]) -> None:
+        settings = from_dict(config.get("hypervisor") or {})
+        boot_timeout_s = float(config.get("boot_timeout_s") or BOOT_TIMEOUT_S)
+        self.monitor = Monitor(paths.qmp_sock)
+        self.launch = hypervisor.HypervisorLaunch(paths, settings, self.monitor)
+        self.prepare = share.SharePrepare(paths, settings)
+        self.handlers: dict[str, Handler] = {
+            "hypervisor.launch": self.launch,
+            "hypervisor.stop": hypervisor.HypervisorStop(paths, settings, self.monitor),
+            "network.attach": netns.NetworkAttach(paths),
+            "network.detach": netns.NetworkDetach(paths),
+            "share.prepare": self.prepare,
+            "share.plug": share.SharePlug(paths, self.monitor),
+            "share.release": share.ShareRelease(paths, settings),
+            "agent.connect": guest.AgentConnect(link, world, boot_timeout_s),
+            "agent.configure": guest.AgentConfigure(link, world),
+            "agent.disconnect": guest.AgentDisconnect(link, world),
+            "container.prepare": storage.ContainerPrepare(paths),
+            "container.create": guest.ContainerCreate(link, world),
+            "container.start": guest.ContainerStart(link, world),
+            "container.pause": guest.ContainerPause(link, world),
+            "container.resume": guest.ContainerResume(link, world),
+            "container.kill": guest.ContainerKill(link, world),
+            "container.remove": guest.ContainerRemove(link, world),
+            "container.unstage": storage.ContainerUnstage(paths),
+            "container.discard": storage.ContainerDiscard(paths),
+            "process.exec": guest.ProcessExec(link, world),
+        }
+
+    async def vm_ended(self, identity: Any) -> Cause:
+        """Wait for the VMM's end; why it ended, with its last words."""
+        return _cause(await self.launch.watch(identity))
+
+    async def share_ended(self, identity: Any) -> Cause:
+        """Wait for virtiofsd's end; why it ended, with its last words."""
+        return _cause(await self.prepare.watch(identity))
+
+
+def _cause(evidence: dict[str, Any]) -> Cause:
+    rest = {key: value for key, value in evidence.items() if key not in ("cause", "message")}
+    return Cause(str(evidence["cause"]), str(evidence["message"]), rest)
