@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A private installation of the real command for tests, and what could be left behind on a host."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kata_fsm.testing.bundle import make_bundle
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = ROOT / ".venv" / "bin" / "kata-fsm"
+LIMIT_S = 120.0  # for one command; a boot takes about 2 s on an idle machine
+GONE_S = 15.0  # for what ends by itself after the command that asked for it
+
+
+def wait_until(condition: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
+    """The first true value of `condition`; fails naming `what` when none came within `limit_s` seconds."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {limit_s:g} s: {what}")
+        time.sleep(0.02)
+
+
+class Kata:
+    """One private installation: its own run, state and root directories, and short names for what tests do."""
+
+    def __init__(self, base: Path, rootfs: Path) -> None:
+        self.base = base
+        self.rootfs = rootfs
+        self.env = {
+            "PATH": os.environ["PATH"],
+            "KATA_FSM_RUN": str(base / "r"),
+            "KATA_FSM_STATE": str(base / "s"),
+        }
+        self.bundles = base / "b"
+
+    def bundle(self, name: str, *args: str, terminal: bool = False, **changes: Any) -> Path:
+        """A bundle that runs `args`; its root file system is a copy of the session's."""
+        directory = self.bundles / name
+        directory.mkdir(parents=True)
+        shutil.copytree(self.rootfs, directory / "rootfs", symlinks=True)
+        return make_bundle(directory, args, terminal=terminal, **changes)
+
+    def argv(self, *args: str) -> list[str]:
+        """The command line of a verb."""
+        return [str(COMMAND), "--log", str(self.base / "log"), *args]
+
+    def __call__(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a verb to its end. Output goes through files: the shim of `create` keeps its stdout open, as it must."""
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            done = subprocess.run(
+                self.argv(*args),
+                env=self.env,
+                timeout=LIMIT_S,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                check=False,
+            )
+            out.seek(0)
+            err.seek(0)
+            result = subprocess.CompletedProcess(done.args, done.returncode, out.read(), err.read())
+        if check and done.returncode:
+            said = f"{result.stdout}\n{result.stderr}\n{self.logs()}"
+            pytest.fail(f"`kata-fsm {' '.join(args)}` exited {done.returncode}\n{said}")
+        return result
+
+    def spawn(self, *args: str, **kwargs: Any) -> subprocess.Popen[str]:
+        """Start a verb whose output is read while it runs."""
+        return subprocess.Popen(self.argv(*args), env=self.env, stdout=subprocess.PIPE, text=True, **kwargs)
+
+    def detached(self, name: str, bundle: Path) -> None:
+        """Create and start a container whose output nobody reads."""
+        self("create", "--bundle", str(bundle), name)
+        self("start", name)
+
+    def status(self, name: str) -> str:
+        """The OCI status."""
+        import json
+
+        return str(json.loads(self("state", name).stdout)["status"])
+
+    def story(self, name: str) -> list[dict[str, Any]]:
+        """The records of a sandbox."""
+        import json
+
+        lines = self("replay", name, "-o", "jsonl").stdout.splitlines()
+        return [json.loads(line) for line in lines]
+
+    def logs(self) -> str:
+        """What the long-lived processes said, for a failed test's message."""
+        found = sorted((self.base / "s" / "logs").rglob("*.log"))
+        return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}" for path in found)
+
+    def processes(self, *words: str) -> list[int]:
+        """Pids of processes of this installation whose command line holds all of `words`."""
+        found = []
+        for entry in os.listdir("/proc"):
+            if not entry.isdigit() or int(entry) == os.getpid():
+                continue
+            try:
+                line = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                ours = str(self.base) in line or str(self.base) in Path(f"/proc/{entry}/environ").read_text(
+                    errors="replace"
+                )
+            except OSError:
+                continue
+            if ours and all(word in line for word in words):
+                found.append(int(entry))
+        return found
+
+
+class Traces:
+    """What could be left behind on a host. Differences with a snapshot taken before are leaks."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = str(base)
+
+    def snapshot(self) -> dict[str, set[str]]:
+        """Everything of interest, by kind."""
+        links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        sockets = Path("/proc/net/unix").read_text().splitlines()
+        return {
+            "link": {line.split(":")[1].strip() for line in links.splitlines()},
+            "mount": {line.split(" ")[4] for line in mounts if self.base in line},
+            "socket": {line.split()[-1] for line in sockets if self.base in line},
+            "namespace": set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set(),
+            "cgroup": self._cgroups(),
+        }
+
+    @staticmethod
+    def _cgroups() -> set[str]:
+        found = set()
+        for where, directories, _ in os.walk("/sys/fs/cgroup"):
+            found.update(f"{where}/{name}" for name in directories)
+        return found
+
+
+def leaks(kata: Kata, traces: Traces, before: dict[str, set[str]]) -> list[str]:
+    after = traces.snapshot()
+    left = [f"{kind} {name}" for kind in after for name in sorted(after[kind] - before[kind])]
+    left += [f"process {pid}: {Path(f'/proc/{pid}/cmdline').read_bytes()!r}" for pid in kata.processes() if exists(pid)]
+    run = kata.base / "r"
+    left += [f"directory {path}" for path in run.rglob("*")] if run.exists() else []
+    logs = kata.base / "s" / "logs"
+    left += [f"directory {path}" for path in logs.rglob("*")] if logs.exists() else []
+    return left
+
+
+def exists(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    except OSError:
+        return False
+
+
+def clean_up_by_force(kata: Kata) -> None:
+    for line in kata("list", "--quiet", check=False).stdout.split():
+        kata("delete", "--force", line, check=False)
+
+
+def kill_rest(kata: Kata) -> None:
+    for pid in kata.processes():
+        try:
+            os.kill(pid, 9)
+        except ProcessLookupError:
+            pass
+    mounts = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for point in sorted((point for point in mounts if point.startswith(str(kata.base))), reverse=True):
+        subprocess.run(["umount", "-l", point], check=False, stderr=sys.stderr)
