@@ -79,6 +79,11 @@ class IllegalTransition(CallerError):
         self.state = state
         self.trigger = trigger
         self.legal = legal
+        self._told = message
+
+    def with_legal(self, legal: tuple[str, ...]) -> "IllegalTransition":
+        """The same refusal, with what is legal in other words."""
+        return IllegalTransition(self.machine, self.subject, self.state, self.trigger, legal, message=self._told)
 
 
 class WorldError(KataFsmError):

@@ -42,4 +42,4 @@ async def recover(runtime: Runtime) -> None:
     """Bring a stream that was left behind to where its outstanding effects run again."""
     for observation in observe(runtime.pod, runtime.world, runtime.last_boot):
         await runtime.submit(observation)
-    runtime.resume()
+    await runtime.resume()

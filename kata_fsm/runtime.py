@@ -19,8 +19,8 @@ from journal import Journal, NewRecord, RequirementFailed, Stamp
 from kata_fsm import __version__
 from kata_fsm.effects.protocols import Handler
 from kata_fsm.errors import Bug, CallerError, EffectError
-from kata_fsm.machines import Intent, Moved, Pod, Step, decide, fold, outstanding
-from kata_fsm.machines.intents import CANCELLABLE
+from kata_fsm.machines import Intent, Moved, Pod, Step, decide, fold, outstanding, sandbox
+from kata_fsm.machines.intents import ACQUIRING, CANCELLABLE
 from kata_fsm.machines.pod import TABLE_VERSION
 from kata_fsm.machines.vocab import CreateContainer, CreateSandbox, EffectDone, EffectFailed, Facts, Input
 from kata_fsm.projections import container_key, project
@@ -80,18 +80,19 @@ class Runtime:
         container's id belongs to somebody else; a journal error when it cannot be made durable, and nothing has happened
         either.
         """
-        async with self._lock:
-            step = decide(self.pod, given)
-            pod = fold(_moves(step), self.pod)
-            with trio.CancelScope(shield=True):  # a write to the journal is never abandoned half known
+        # Never cut off half way: the step may end the very task that submits it, and everybody else must hear of it.
+        with trio.CancelScope(shield=True):
+            async with self._lock:
+                step = decide(self.pod, given)
+                pod = fold(_moves(step), self.pod)
                 await self._append(step, pod, self._requirements(given), actor)
-            self.pod = pod
-        for intent in step.intents:
-            self._start(intent, resume=False)
-        self._cancel_left_behind()
-        self.on_step(self.pod)
-        async with self._changed:
-            self._changed.notify_all()
+                self.pod = pod
+            for intent in step.intents:
+                self._start(intent, resume=False)
+            self._cancel_left_behind()
+            self.on_step(self.pod)
+            async with self._changed:
+                self._changed.notify_all()
         return step
 
     def _requirements(self, given: Input) -> dict[bytes, bytes | None]:
@@ -124,8 +125,8 @@ class Runtime:
         """Append one record that moves nothing (what a signal or a resource update led to)."""
         from kata_fsm.machines.vocab import Draft
 
-        async with self._lock:
-            with trio.CancelScope(shield=True):
+        with trio.CancelScope(shield=True):
+            async with self._lock:
                 await self._append(Step((Draft(kind, type_, body),), ()), self.pod, {}, None)
 
     async def until(self, condition: Callable[[Pod], bool]) -> Pod:
@@ -135,12 +136,17 @@ class Runtime:
                 await self._changed.wait()
             return self.pod
 
-    def resume(self) -> list[Intent]:
-        """Start every outstanding effect again, looking first whether it has been brought about already."""
-        intents = [intent for intent in outstanding(self.pod) if intent.key not in self._running]
-        for intent in intents:
-            self._start(intent, resume=True)
-        return intents
+    async def resume(self) -> None:
+        """Start every outstanding effect again, looking first whether it has been brought about already.
+
+        A sandbox that is going down acquires nothing more: what it was acquiring counts as failed, which undoes it.
+        """
+        for intent in [intent for intent in outstanding(self.pod) if intent.key not in self._running]:
+            if intent.kind in ACQUIRING and self.pod.sandbox.state == sandbox.STOPPING:
+                why = "it was under way when its sandbox began to go down and its supervisor ended"
+                await self.submit(EffectFailed(intent.kind, intent.subject, "recovery", why))
+            elif intent.key not in self._running:
+                self._start(intent, resume=True)
 
     def _start(self, intent: Intent, *, resume: bool) -> None:
         scope = trio.CancelScope()

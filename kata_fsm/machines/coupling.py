@@ -105,14 +105,18 @@ def _no_output_waits(pod: Pod, _: str) -> bool:
     return bool(pod.sandbox.facts.get("force")) or all(u.state != process.EXITED for u in pod.processes.values())
 
 
-def _sandbox_forced(pod: Pod, _: str) -> bool:
-    return bool(pod.sandbox.facts.get("force"))
+def _end_is_forced(pod: Pod, subject: str) -> bool:
+    return bool(pod.sandbox.facts.get("force")) or _condemned_by_force(pod, container_of(subject))
 
 
 def _no_guest_effect(pod: Pod, _: str) -> bool:
     """No container effect is under way in the guest: let each end before the agent is dismissed, unless forced."""
     busy = (container.CREATING, container.STARTING, container.PAUSING, container.RESUMING)
     return bool(pod.sandbox.facts.get("force")) or all(u.state not in busy for u in pod.containers.values())
+
+
+def _guest_is_quiet(pod: Pod, subject: str) -> bool:
+    return _no_output_waits(pod, subject) and _no_guest_effect(pod, subject)
 
 
 def _containers_released(pod: Pod, _: str) -> bool:
@@ -193,7 +197,7 @@ def _abort_cause(pod: Pod, _: str) -> Facts:
 
 def _never_ran(pod: Pod, subject: str) -> Facts:
     unit = pod.unit("container", container_of(subject))
-    return {"exit_code": EXIT_UNKNOWN, **_cause_of(unit, "sandbox_stopped", "it was never started")}
+    return {"exit_code": EXIT_UNKNOWN, **_cause_of(unit, "container_stopped", "its container ended before it began")}
 
 
 def _given_up(pod: Pod, _: str) -> Facts:
@@ -254,8 +258,8 @@ RULES: tuple[Rule, ...] = (
          "container", "exited", "a container ends with its init process", also=_init_over),
     Rule("orphan-process", {"process": _s(process.DECLARED)}, "process", "abort",
          "its container ended before it began", also=_container_ended, facts=_never_ran),
-    Rule("give-up-output", {"sandbox": _GOING_DOWN, "process": _s(process.EXITED)}, "process", "drained",
-         "the end was forced: output that nobody reads is not waited for", also=_sandbox_forced, facts=_given_up),
+    Rule("give-up-output", {"process": _s(process.EXITED)}, "process", "drained",
+         "the end was forced: output that nobody reads is not waited for", also=_end_is_forced, facts=_given_up),
     Rule("condemned", {"container": _s(container.CREATED, container.RUNNING, container.PAUSED),
                        "agent": _s(agent.READY), "sandbox": _s(sandbox.READY)},
          "container", "kill", "its deletion was forced", also=_condemned_by_force),
@@ -270,7 +274,7 @@ RULES: tuple[Rule, ...] = (
     Rule("stop-calling", {"sandbox": _GOING_DOWN, "agent": _s(agent.CONNECTING, agent.CONNECTED, agent.CONFIGURING)},
          "agent", "lose", "the sandbox is going down before the guest was ready", facts=_from_sandbox),
     Rule("dismiss-agent", {"sandbox": _GOING_DOWN, "agent": _s(agent.READY)}, "agent", "close",
-         "all output has been handed over", also=lambda p, s: _no_output_waits(p, s) and _no_guest_effect(p, s),
+         "all output has been handed over", also=_guest_is_quiet,
          facts=_from_sandbox),
     Rule("stop-vm",
          {"sandbox": _GOING_DOWN, "agent": _s(agent.ABSENT, agent.LOST, agent.CLOSED), "vm": _s(vm.RUNNING, vm.EXITED)},

@@ -72,8 +72,25 @@ _DONE_TRIGGER: dict[str, tuple[str, str]] = {
 }
 """Which machine an effect's success moves, and by which trigger. Failure is `failed` on the same machine."""
 
-_FAILURE_CAUSE: dict[str, str] = {"container.start": "start_failed", "process.exec": "exec_failed"}
-_MARKS_DONE: dict[str, Facts] = {"container.create": {"created": True}}
+_FAILURE_CAUSE: dict[str, str] = {
+    "hypervisor.launch": "create_failed",
+    "network.attach": "create_failed",
+    "share.prepare": "create_failed",
+    "share.plug": "create_failed",
+    "agent.connect": "create_failed",
+    "agent.configure": "create_failed",
+    "container.prepare": "create_failed",
+    "container.create": "create_failed",
+    "container.start": "start_failed",
+    "process.exec": "exec_failed",
+}
+"""What the failure of an effect is the cause of. The others end nothing: their failure is an error, but no cause."""
+
+_MARKS_DONE: dict[str, Facts] = {
+    "container.create": {"created": True},
+    "container.start": {"started": True},
+    "process.exec": {"spawned": True},
+}
 
 
 class _Draw:
@@ -82,7 +99,7 @@ class _Draw:
     def __init__(self, pod: Pod, kind: str, type_: str, body: Facts) -> None:
         self.pod = pod
         self.records: list[Draft] = [Draft(kind, type_, body)]
-        self.entered: list[tuple[str, str]] = []
+        self.entered: dict[tuple[str, str], int] = {}  # unit -> the record of its last transition
 
     def fire(self, machine: str, trigger: str, subject: str = "", facts: Facts | None = None) -> None:
         source = self.pod.unit(machine, subject).state
@@ -96,7 +113,7 @@ class _Draw:
         self.records.append(Draft("event", f"{move.machine}.{move.trigger}", body, back))
         self.pod = evolve(self.pod, move)
         if move.source != move.dest:
-            self.entered.append((move.machine, move.subject))
+            self.entered[(move.machine, move.subject)] = len(self.records) - 1
 
     def finish(self) -> Step:
         self.pod, moves = coupling.settle(self.pod)
@@ -105,15 +122,15 @@ class _Draw:
             self.records.append(
                 Draft("event", f"{move.machine}.{move.trigger}", msgspec.to_builtins(move), -1 if self.records else 0)
             )
-            self.entered.append((move.machine, move.subject))
-        intents: dict[tuple[str, str], Intent] = {}
-        for machine, subject in self.entered:
+            self.entered[(move.machine, move.subject)] = len(self.records) - 1
+        intents: list[Intent] = []
+        for (machine, subject), at in self.entered.items():
             intent = intent_of(settled, machine, subject)
             if intent is not None:
-                intents[intent.key] = intent
-        for intent in intents.values():
-            self.records.append(Draft("intent", intent.kind, {"subject": intent.subject, "params": intent.params}))
-        return Step(tuple(self.records), tuple(intents.values()))
+                intents.append(intent)
+                body = {"subject": intent.subject, "params": intent.params}
+                self.records.append(Draft("intent", intent.kind, body, at - len(self.records)))
+        return Step(tuple(self.records), tuple(intents))
 
 
 def _plain(value: Any) -> Facts:
@@ -246,6 +263,10 @@ def _stop_sandbox(draw: _Draw, command: StopSandbox) -> None:
 
 
 def _abandon(draw: _Draw, command: AbandonProcess) -> None:
+    state = draw.pod.unit("process", command.process).state
+    if state != process.DECLARED or command.process == init_of(container_of(command.process)):
+        # One that is being spawned may be alive in the guest, and an init process ends with its container only.
+        raise _illegal("process", command.process, state, "abandon", "only a declared exec can be abandoned")
     facts = {"exit_code": EXIT_UNKNOWN, "cause": _plain(command.cause)}
     draw.fire("process", "abort", command.process, facts)
 
@@ -270,8 +291,24 @@ def _decide_command(pod: Pod, command: Command) -> Step:
     body = _plain(command)
     name = body.pop("do")
     draw = _Draw(pod, "command", name, body)
-    _COMMANDS[type(command)](draw, command)
+    try:
+        _COMMANDS[type(command)](draw, command)
+    except IllegalTransition as error:
+        if error.machine == "container":
+            raise error.with_legal(legal_requests(error.state)) from error
+        raise
     return draw.finish()
+
+
+def legal_requests(state: str) -> tuple[str, ...]:
+    """What may be asked of a container in `state`, in the words of those who ask."""
+    status = container.OCI_STATUS.get(state)
+    if status is None:
+        return ()
+    own = {container.CREATED: ("start",), container.RUNNING: ("exec", "pause"), container.PAUSED: ("resume",)}
+    signals = ("kill", "update") if state in container.SIGNALABLE else ()
+    plain = ("delete",) if status in ("creating", "created", "stopped") else ()
+    return (*own.get(state, ()), *signals, *plain, "delete --force")
 
 
 def _decide_outcome(pod: Pod, outcome: EffectDone | EffectFailed) -> Step:
@@ -284,7 +321,8 @@ def _decide_outcome(pod: Pod, outcome: EffectDone | EffectFailed) -> Step:
         return Step((Draft("outcome", kind, {**body, "late": True}),), ())
     draw = _Draw(pod, "outcome", kind, body)
     if isinstance(outcome, EffectDone):
-        draw.fire(machine, trigger, outcome.subject, {**outcome.result, **_MARKS_DONE.get(kind, {})})
+        over = {"error": None} if unit.facts.get("error") else {}  # what failed before has succeeded now
+        draw.fire(machine, trigger, outcome.subject, {**outcome.result, **_MARKS_DONE.get(kind, {}), **over})
     else:
         draw.fire(machine, "failed", outcome.subject, _failure_facts(kind, unit.facts, outcome))
     return draw.finish()
@@ -293,8 +331,8 @@ def _decide_outcome(pod: Pod, outcome: EffectDone | EffectFailed) -> Step:
 def _failure_facts(kind: str, known: Facts, outcome: EffectFailed) -> Facts:
     evidence = {"effect": kind, "phase": outcome.phase, **outcome.evidence}
     facts: Facts = {"error": {"message": outcome.message, **evidence}}
-    if "cause" not in known:
-        cause = Cause(_FAILURE_CAUSE.get(kind, "create_failed"), outcome.message, evidence)
+    if kind in _FAILURE_CAUSE and "cause" not in known:
+        cause = Cause(_FAILURE_CAUSE[kind], outcome.message, evidence)
         facts["cause"] = _plain(cause)
     if kind == "process.exec":
         facts["exit_code"] = EXIT_UNKNOWN

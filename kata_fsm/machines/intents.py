@@ -131,6 +131,10 @@ CANCELLABLE = frozenset(kind for kind in PARAMS if kind.startswith("agent.")) | 
 are simply abandoned."""
 
 
+ACQUIRING = frozenset({"hypervisor.launch", "network.attach", "share.prepare", "container.prepare"})
+"""Effects that take hold of something on the host, and whose failure leads to the effect that lets go of it."""
+
+
 def intent_of(pod: Pod, machine: str, subject: str) -> Intent | None:
     """The outstanding effect of one unit, if its state has one."""
     unit = pod.unit(machine, subject)

@@ -40,6 +40,7 @@ CAUSES: dict[str, str] = {
     "start_failed": "the container's process could not be started",
     "exec_failed": "the additional process could not be started",
     "sandbox_stopped": "its sandbox was stopped under it",
+    "container_stopped": "its container ended under it",
     "client_gone": "the caller went away before the creation could be completed",
     "host_reboot": "the host was started anew",
     "unknown": "the world cannot tell; never taken for success",

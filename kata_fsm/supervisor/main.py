@@ -21,7 +21,7 @@ import trio
 from journal import Journal, JournalError
 from kata_fsm import control, limits
 from kata_fsm.errors import KataFsmError, WorldError
-from kata_fsm.machines import sandbox
+from kata_fsm.machines import outstanding, sandbox
 from kata_fsm.world import WORLD, Paths, journal_dir
 
 READY = b"ok\n"
@@ -157,7 +157,7 @@ class Supervisor:
             if not server.served.is_set():
                 return
         while True:
-            await runtime.until(lambda pod: pod.sandbox.state in sandbox.ENDED)
+            await runtime.until(lambda pod: pod.sandbox.state in sandbox.ENDED and not outstanding(pod))
             with trio.move_on_after(limits.SUPERVISOR_LINGER_S):
                 await runtime.until(lambda pod: pod.sandbox.state == sandbox.DELETED)
             if runtime.pod.sandbox.state == sandbox.DELETED:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from kata_fsm.effects.agent.client import AGENT, EXTENSION, AgentCallError, AgentUnreachable
+from kata_fsm.effects.agent.client import AGENT, EXTENSION, AgentCallError
 from kata_fsm.effects.process import Identity, wait_exit
 from kata_fsm.errors import EffectError
 from kata_fsm.limits import AGENT_CALL_TIMEOUT_S, RETRY_S, STDIN_BYTES, STREAM_POLL_S, STREAM_READ_BYTES
@@ -45,11 +45,14 @@ class Shim:
         self.channel = channel
         self.tty = bool(hello.get("tty"))
         self.delivered: dict[str, int] = dict(hello.get("delivered") or {})
-        self.stdin_sent = int(hello.get("stdin_sent") or 0)
         outputs = [STDOUT] if self.tty else [STDOUT, STDERR]
         self.outputs = {stream: trio.lowlevel.FdStream(fd) for stream, fd in zip(outputs, fds, strict=False)}
         rest = fds[len(self.outputs) :]
         self.stdin = trio.socket.from_stdlib_socket(socket.socket(fileno=rest[0])) if rest else None
+        # Bytes of input that the guest has: what the shim sent before it attached, less what still waits here. It sends
+        # no more until it is told that it is attached.
+        unread = _unread(self.stdin) if self.stdin is not None else 0
+        self.consumed = int(hello.get("stdin_sent") or 0) - unread
 
     async def aclose(self) -> None:
         """Close what was handed over; the shim sees the end of its pipes."""
@@ -205,36 +208,31 @@ class Session:
     # --- input --------------------------------------------------------------------------------------------------------
 
     async def _feed_input(self) -> None:
-        """Hand input to the guest until its end; begin again with every shim that attaches."""
-        while True:
+        """Hand input to the guest until its end; begin again where the shim says when anything broke in between."""
+        while not self._guest_is_gone():
             shim = await self._await_shim()
-            if shim is None:
-                await self._send_input(0, b"", eof=True)
-                return
             try:
-                if await self._feed_from(shim):
-                    return
-            except (OSError, trio.ClosedResourceError, AgentUnreachable):
-                pass
-            while self._shim is shim:
-                if shim.channel.gone:
-                    break
-                await trio.sleep(RETRY_S)
+                done = await self._send_input(0, b"", eof=True) if shim is None else await self._feed_from(shim)
+            except (OSError, trio.ClosedResourceError, EffectError):
+                done = False  # between two connections, or between two shims
+            if done:
+                return
+            await trio.sleep(RETRY_S)
 
     async def _feed_from(self, shim: Shim) -> bool:
         if shim.stdin is None:
             return await self._send_input(0, b"", eof=True)
-        offset = shim.stdin_sent - _unread(shim.stdin)
         while True:
             data = await shim.stdin.recv(STDIN_BYTES, socket.MSG_PEEK)
             if not data:
-                return await self._send_input(offset, b"", eof=True)
-            if not await self._send_input(offset, data, eof=False):
+                return await self._send_input(shim.consumed, b"", eof=True)
+            if not await self._send_input(shim.consumed, data, eof=False):
                 return True
-            taken = 0
-            while taken < len(data):
-                taken += len(await shim.stdin.recv(len(data) - taken))
-            offset += len(data)
+            left = len(data)
+            while left:
+                taken = len(await shim.stdin.recv(left))
+                left -= taken
+                shim.consumed += taken
 
     async def _send_input(self, offset: int, data: bytes, *, eof: bool) -> bool:
         """Hand bytes to the guest; False when the process takes no more."""

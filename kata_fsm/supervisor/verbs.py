@@ -145,13 +145,15 @@ def _created(pod: Pod, container_id: str) -> bool:
 
 def _undone(pod: Pod, container_id: str) -> bool:
     if container_id == pod.id:
-        return pod.sandbox.state == sandbox.DELETED or _stuck(pod)
-    return pod.unit("container", container_id).state in (container.DELETED, container.STUCK)
+        return pod.sandbox.state == sandbox.DELETED or _stuck(pod, container_id)
+    return pod.unit("container", container_id).state == container.DELETED or _stuck(pod, container_id)
 
 
-def _stuck(pod: Pod) -> bool:
-    stuck = any(unit.state == "stuck" for _, _, unit in pod.units())
-    return stuck or any(u.facts.get("discard_failed") and u.state == container.DEAD for u in pod.containers.values())
+def _stuck(pod: Pod, container_id: str) -> bool:
+    """Whether a clean-up that the container's deletion waits for has failed."""
+    unit = pod.unit("container", container_id)
+    own = unit.state == container.STUCK or (unit.state == container.DEAD and bool(unit.facts.get("discard_failed")))
+    return own or (container_id == pod.id and "stuck" in (pod.vm.state, pod.network.state, pod.share.state))
 
 
 async def _give_up(server: Server, container_id: str) -> None:
@@ -206,8 +208,9 @@ async def start(server: Server, _: Channel, request: dict[str, Any]) -> Reply:
     await server.runtime.submit(Start(container_id), request.get("actor"))
     pod = await server.runtime.until(lambda pod: pod.unit("container", container_id).state != container.STARTING)
     facts = pod.unit("container", container_id).facts
-    if facts.get("cause", {}).get("kind") == "start_failed":
-        raise StartFailed(f"cannot start container `{container_id}`: {facts['error']['message']}")
+    if not facts.get("started"):
+        why = facts.get("error") or facts.get("cause") or {}
+        raise StartFailed(f"cannot start container `{container_id}`: {why.get('message') or 'its guest is gone'}")
     return {"ok": True}
 
 
@@ -219,7 +222,8 @@ async def _toggle(
     pod = await server.runtime.until(lambda pod: pod.unit("container", container_id).state != passing)
     unit = pod.unit("container", container_id)
     if unit.state != reached:
-        message = unit.facts.get("error", {}).get("message", f"it is `{unit.state}` now")
+        why = unit.facts.get("error") or {}
+        message = why.get("message", f"it is `{unit.state}` now")
         raise WorldError(f"cannot {word} container `{container_id}`: {message}")
     return {"ok": True}
 
@@ -262,7 +266,7 @@ async def delete(server: Server, _: Channel, request: dict[str, Any]) -> Reply:
 
     def over(pod: Pod) -> bool:
         unit = pod.unit("container", container_id)
-        return unit.state == container.DELETED or _stuck(pod)
+        return unit.state == container.DELETED or _stuck(pod, container_id)
 
     pod = await runtime.until(over)
     if pod.unit("container", container_id).state != container.DELETED:
@@ -305,20 +309,11 @@ async def exec_(server: Server, channel: Channel, request: dict[str, Any]) -> Re
     pod = await runtime.until(
         lambda pod: pod.unit("process", subject).state not in (process.DECLARED, process.SPAWNING)
     )
-    unit = pod.unit("process", subject)
-    if (
-        "cause" in unit.facts
-        and unit.state == process.CLOSED
-        and "shim" in unit.facts
-        and "delivered" not in unit.facts
-    ):
-        message = unit.facts.get("error", unit.facts["cause"]).get("message", "")
-        raise StartFailed(f"cannot exec in container `{container_id}`: {message}")
-    if "shim" not in unit.facts:
-        raise StartFailed(
-            f"cannot exec in container `{container_id}`: {unit.facts.get('cause', {}).get('message', '')}"
-        )
-    return {"ok": True, "pid": unit.facts["shim"]["pid"]}
+    facts = pod.unit("process", subject).facts
+    if not facts.get("spawned"):
+        why = facts.get("error") or facts.get("cause") or {}
+        raise StartFailed(f"cannot exec in container `{container_id}`: {why.get('message') or 'the cause is unknown'}")
+    return {"ok": True, "pid": facts["shim"]["pid"]}
 
 
 # --- questions and changes that move no machine ------------------------------------------------------------------------

@@ -67,6 +67,8 @@ class Watcher:
 
     def reconcile(self, pod: Pod) -> None:
         """Start the watches that are due and cancel those that are not."""
+        if pod.agent.state in agent.OVER:
+            self._link.end()
         wanted = self._wanted(pod)
         for key in [key for key in self._tasks if key not in wanted]:
             self._tasks.pop(key).cancel()
@@ -79,18 +81,13 @@ class Watcher:
         with scope:
             await task()
 
-    async def _submit(self, seen: Any) -> None:
-        # The step that follows ends the very watch that saw this; it must not be cut off half way.
-        with trio.CancelScope(shield=True):
-            await self._runtime.submit(seen)
-
     async def _vm(self) -> None:
         identity = process_of(self._runtime.pod.vm.facts)
         if identity is None or self.wiring is None:
             cause = Cause("unknown", "the record does not name the VMM's process")
         else:
             cause = await self.wiring.vm_ended(identity)
-        await self._submit(VmDied(cause))
+        await self._runtime.submit(VmDied(cause))
 
     async def _share(self) -> None:
         identity = process_of(self._runtime.pod.share.facts)
@@ -102,7 +99,7 @@ class Watcher:
         with trio.move_on_after(VM_DEATH_NOTICE_S):
             await self._runtime.until(lambda pod: pod.vm.state not in (vm.LAUNCHING, vm.RUNNING))
             return
-        await self._submit(ShareDied(cause))
+        await self._runtime.submit(ShareDied(cause))
 
     async def _agent(self) -> None:
         """Ask now and then; make a new connection when the old one broke. Give up when neither is answered."""
@@ -119,7 +116,7 @@ class Watcher:
                 if self._link.client is None and await self._reconnected():
                     continue
                 evidence = {"phase": error.phase, **error.evidence}
-                await self._submit(AgentLost(Cause("agent_lost", error.message, evidence)))
+                await self._runtime.submit(AgentLost(Cause("agent_lost", error.message, evidence)))
                 return
 
     async def _reconnected(self) -> bool:
@@ -140,13 +137,13 @@ class Watcher:
                 reply = await self._link.call(EXTENSION, "WaitProcess2", request, timeout_s=None)
             except AgentCallError as error:
                 unknown = Cause("unknown", f"the agent does not know how it ended: {error.message}", error.evidence)
-                await self._submit(ProcessExited(subject, EXIT_UNKNOWN, unknown))
+                await self._runtime.submit(ProcessExited(subject, EXIT_UNKNOWN, unknown))
                 return
             except EffectError:
                 await trio.sleep(RETRY_S)  # between two connections; whether the agent is lost is decided elsewhere
                 continue
             if reply.exited:
-                await self._submit(_exited(subject, reply))
+                await self._runtime.submit(_exited(subject, reply))
                 return
 
 

@@ -33,6 +33,8 @@ class Link:
         self._nursery = nursery
         self._lock = trio.Lock()
         self._client: AgentClient | None = None
+        self._over = False
+        self._dialling: trio.CancelScope | None = None
 
     @property
     def client(self) -> AgentClient | None:
@@ -44,9 +46,18 @@ class Link:
         """The current connection, made if there is none. Raises `TimeoutExceeded` naming the phase it hung in."""
         async with self._lock:
             if self.client is None:
-                self._client = await self._connect(timeout_s)
-            assert self._client is not None
+                with trio.CancelScope() as self._dialling:
+                    if not self._over:
+                        self._client = await self._connect(timeout_s)
+            if self._over or self._client is None:
+                raise AgentUnreachable("connect", "the guest is gone")
             return self._client
+
+    def end(self) -> None:
+        """The guest is gone for good: whoever waits for it, or asks for it later, is told so at once."""
+        self._over = True
+        if self._dialling is not None:
+            self._dialling.cancel()
 
     async def call(
         self,
