@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Creating a container: what `create` and `run` have in common.
+
+Everything about the bundle is judged here, before any process is started. A bundle that describes a sandbox gets a
+supervisor of its own; a container of an existing sandbox is handed to that sandbox's. The supervisor asks for the shim
+when it wants one attached, and answers when the container exists in the guest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+from typing import Any
+
+import msgspec
+
+from kata_fsm import spawn
+from kata_fsm.cli import client, console, log, lookup, shims
+from kata_fsm.cli.context import Context
+from kata_fsm.cli.log import rfc3339
+from kata_fsm.config.load import load as load_config
+from kata_fsm.config.settings import Settings, hypervisor_settings
+from kata_fsm.control import Connection, raise_error
+from kata_fsm.errors import CallerError, SpecError, SupervisorGone, UsageError, WorldError
+from kata_fsm.limits import VERB_REPLY_S
+from kata_fsm.oci import guest
+from kata_fsm.oci.check import check
+from kata_fsm.oci.names import check_id
+from kata_fsm.oci.redact import redacted
+from kata_fsm.oci.sandbox import Place, place_of
+from kata_fsm.oci.spec import Loaded, load
+from kata_fsm.world import WORLD, Paths
+
+_LAST_WORDS_S = 3.0
+
+
+class Request(msgspec.Struct, frozen=True):
+    """A creation as asked for. `attached`: the caller's own stdio or terminal serves, and stays ours to watch."""
+
+    id: str
+    bundle: str
+    console_socket: str | None
+    console: str | None
+    preserve_fds: int
+    attached: bool
+
+
+class Created(msgspec.Struct, frozen=True):
+    """What came of it: the shim's pid is the one that the caller knows the container by."""
+
+    sandbox: str
+    stream: str
+    pid: int
+    shim_pid: int
+    terminal: bool
+
+
+def request_from(options: argparse.Namespace, *, attached: bool) -> Request:
+    """The request in parsed options. Raises `UsageError` for an id or bundle that cannot be."""
+    if options.preserve_fds < 0:
+        raise UsageError(f"--preserve-fds: `{options.preserve_fds}` is negative")
+    return Request(
+        id=check_id(options.id),
+        bundle=_bundle(options.bundle),
+        console_socket=options.console_socket,
+        console=options.console,
+        preserve_fds=options.preserve_fds,
+        attached=attached,
+    )
+
+
+def _bundle(path: str) -> str:
+    if not path:
+        raise UsageError("Missing bundle path")
+    bundle = os.path.realpath(path)
+    if not os.path.exists(bundle):
+        raise UsageError(f"Invalid bundle path '{path}': no such file or directory")
+    if not os.path.isdir(bundle):
+        raise UsageError(f"Invalid bundle path '{path}', it should be a directory")
+    return bundle
+
+
+def check_console(*, terminal: bool, given: bool, attached: bool) -> None:
+    """Refuse combinations of terminal and console socket that cannot work, as runc does."""
+    if terminal and not given and not attached:
+        raise UsageError("cannot allocate tty if kata-fsm will detach without setting console socket")
+    if given and not terminal:
+        raise UsageError("cannot use console socket if kata-fsm will not detach or allocate tty")
+    if given and attached:
+        raise UsageError("cannot use console socket if kata-fsm will not detach")
+
+
+def create(context: Context, request: Request) -> Created:
+    """Create a container. When this raises, nothing is left that was not there before."""
+    _require_free(context, request.id)
+    loaded = load(request.bundle)
+    check(loaded)
+    given = bool(request.console_socket or request.console)
+    check_console(terminal=loaded.terminal, given=given, attached=request.attached)
+    place = place_of(request.id, loaded.annotations)
+    settings = load_config(context.config)
+    adapted = guest.adapt(loaded, key=request.id, kind=place.kind, seccomp=not settings.runtime.disable_guest_seccomp)
+    for warning in (*settings.warnings, *adapted.warnings):
+        log.warn(context, warning)
+    if request.preserve_fds:
+        log.warn(context, f"--preserve-fds {request.preserve_fds}: kept open on the host; the guest cannot see them")
+    message = {
+        "op": "create",
+        "actor": client.actor(context),
+        "container": container_message(context, request, loaded, adapted),
+    }
+    with Terminal(request.console_socket, request.console, loaded) as terminal:
+        return _create_in(context, request, place, settings, loaded, adapted, message, terminal)
+
+
+def container_message(context: Context, request: Request, loaded: Loaded, adapted: guest.Adapted) -> dict[str, Any]:
+    """The container as the supervisor hears of it. All of it is recorded, but `guest_spec`: that may hold secrets, and is
+    kept only until the guest has it."""
+    process = loaded.spec.process
+    return {
+        "id": request.id,
+        "root": os.path.realpath(context.root),
+        "bundle": request.bundle,
+        "rootfs": loaded.rootfs,
+        "rootfs_readonly": bool(loaded.spec.root and loaded.spec.root.readonly),
+        "binds": msgspec.to_builtins(adapted.binds),
+        "cgroups_path": adapted.cgroups_path,
+        "terminal": loaded.terminal,
+        "annotations": dict(loaded.annotations),
+        "args": redacted(process.args or [] if process else []),
+        "sandbox_pidns": adapted.sandbox_pidns,
+        "shm_size": adapted.shm_size,
+        "created": rfc3339(WORLD.wall_ns()),
+        "owner": f"#{os.getuid()}",
+        "guest_spec": adapted.guest_spec,
+    }
+
+
+def sandbox_message(
+    context: Context, uid: str, place: Place, settings: Settings, loaded: Loaded, adapted: guest.Adapted
+) -> dict[str, Any]:
+    """The sandbox that a container brings with it: what bring-up needs. It is recorded."""
+    return {
+        "id": place.sandbox,
+        "uid": uid,
+        "kind": place.kind,
+        "root": os.path.realpath(context.root),
+        "hypervisor": hypervisor_settings(settings),
+        "config_origin": settings.origin,
+        "netns": adapted.netns,
+        "network_model": "none",
+        "hostname": loaded.spec.hostname or "",
+        "shm_size": adapted.shm_size,
+        "sandbox_pidns": False,
+        "dns": [],
+    }
+
+
+def _require_free(context: Context, container_id: str) -> None:
+    found = lookup.find(context, container_id)
+    if found is not None:
+        raise CallerError(
+            "ID already in use, unique ID should be provided",
+            hint=f"container `{container_id}` is `{found.status}`; delete it or use another id",
+        )
+
+
+def _create_in(
+    context: Context,
+    request: Request,
+    place: Place,
+    settings: Settings,
+    loaded: Loaded,
+    adapted: guest.Adapted,
+    message: dict[str, Any],
+    terminal: Terminal,
+) -> Created:
+    if place.is_new:
+        uid = WORLD.draw_uid()
+        stream = spawn.stream_of(place.sandbox, uid)
+        message["sandbox"] = sandbox_message(context, uid, place, settings, loaded, adapted)
+        _start_new(place.sandbox, stream, uid)
+        connection = client.connect_running(stream)
+    else:
+        home = lookup.find(context, place.sandbox)
+        if home is None or not home.live:
+            raise SpecError(
+                f"sandbox `{place.sandbox}` of container `{request.id}` is not there", hint="create it first"
+            )
+        stream = home.stream
+        connection = client.connect(home.sandbox, stream)
+    with connection:
+        connection.send(message)
+        pid, shim_pid = attend(
+            context,
+            connection,
+            lambda reply: shims.plan_from(
+                reply, sandbox=place.sandbox, stream=stream, preserve_fds=request.preserve_fds, **terminal.stdio()
+            ),
+        )
+    return Created(place.sandbox, stream, pid, shim_pid, loaded.terminal)
+
+
+def _start_new(sandbox: str, stream: str, uid: str) -> None:
+    try:
+        spawn.start_supervisor(sandbox, stream, resume=False)
+    except Exception:
+        # It never came to be: take away what was made for it, as far as it is still empty.
+        for path in (Paths(uid).supervisor_lock, Paths(uid).supervisor_sock):
+            try:
+                os.unlink(path)
+            except OSError:
+                pass
+        try:
+            os.rmdir(Paths(uid).base)
+        except OSError:
+            pass
+        raise
+
+
+class Terminal:
+    """The container's terminal, if it has one: made, sent or opened when entered, closed here when left."""
+
+    def __init__(
+        self, socket_path: str | None, given: str | None, loaded: Loaded | None, *, wanted: bool = False
+    ) -> None:
+        self.socket_path = socket_path
+        self.given = given
+        self.wanted = loaded.terminal if loaded is not None else wanted
+        process = loaded.spec.process if loaded is not None else None
+        size = process.console_size if process is not None else None
+        self.size = (size.height, size.width) if size is not None and size.height and size.width else None
+        self._fd: int | None = None
+
+    def __enter__(self) -> Terminal:
+        if self.given:
+            self._fd = console.open_given(self.given)
+        elif self.socket_path:
+            master, self._fd = console.open_pair(self.size)
+            try:
+                console.send_master(self.socket_path, master)
+            finally:
+                os.close(master)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+
+    def stdio(self) -> dict[str, Any]:
+        """What a shim's plan has to know."""
+        if self._fd is None:
+            return {"tty": self.wanted}
+        return {"tty": True, "own_terminal": True, "stdio": (self._fd, self._fd, self._fd)}
+
+
+def attend(context: Context, connection: Connection, plan_of: Any) -> tuple[int, int]:
+    """Serve the supervisor until it answers: (pid to report, shim's pid). Raises its error, or that the shim died."""
+    reply = raise_error(connection.receive())
+    if reply.get("need") != "shim":
+        raise WorldError(f"the supervisor asked for `{reply.get('need')}`, which this version does not know")
+    shim_pid, warnings = shims.start(plan_of(reply))
+    for warning in warnings:
+        log.warn(context, warning)
+    reply = raise_error(_await_reply(connection, shim_pid))
+    pid = reply.get("pid")
+    return (pid if isinstance(pid, int) and pid > 0 else shim_pid), shim_pid
+
+
+def _await_reply(connection: Connection, shim_pid: int) -> dict[str, Any]:
+    """The next message, unless the shim ends first: then the supervisor gets a moment to say why."""
+    pidfd = os.pidfd_open(shim_pid)
+    try:
+        poller = select.poll()
+        poller.register(connection.fileno(), select.POLLIN)
+        poller.register(pidfd, select.POLLIN)
+        ready = {fd for fd, _ in poller.poll(int(VERB_REPLY_S * 1000))}
+    finally:
+        os.close(pidfd)
+    if connection.fileno() in ready or not ready:
+        return connection.receive()
+    connection.settimeout(_LAST_WORDS_S)
+    try:
+        return connection.receive()
+    except SupervisorGone as error:
+        raise WorldError("the shim ended before the container was created") from error

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lines in `--log`, in the shapes that engines parse.
+
+containerd reads `log.json` and shows the `msg` of the last line whose level is `error`. Text is logrus's: `key=value`,
+quoted where needed.
+"""
+
+import os
+import time
+
+from kata_fsm import cjson
+from kata_fsm.cli.context import Context
+from kata_fsm.world import WORLD
+
+_BARE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._/@^+")
+
+
+def rfc3339(wall_ns: int) -> str:
+    """Nanoseconds since the epoch as `2026-11-23T11:02:07.000000001Z`."""
+    seconds, nanoseconds = divmod(wall_ns, 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{nanoseconds:09d}Z"
+
+
+def _bare(value: object) -> str:
+    text = str(value)
+    return text if text and all(character in _BARE for character in text) else cjson.quote(text)
+
+
+def line(context: Context, level: str, message: str) -> str:
+    """One log line, without its newline."""
+    fields = {
+        "arch": os.uname().machine,
+        "command": context.verb,
+        "name": "kata-fsm",
+        "pid": os.getpid(),
+        "source": "runtime",
+    }
+    when = rfc3339(WORLD.wall_ns())
+    if context.log_format == "json":
+        return cjson.dumps({**fields, "level": level, "msg": message, "time": when})
+    tail = "".join(f" {name}={_bare(value)}" for name, value in fields.items())
+    return f'time="{when}" level={level} msg={_bare(message)}{tail}'
+
+
+def write(context: Context, level: str, message: str) -> None:
+    """Append one line to `--log`, if there is one. A log that cannot be written must not change what a verb does."""
+    if not context.log:
+        return
+    data = (line(context, level, message) + "\n").encode("utf-8", "backslashreplace")
+    try:
+        fd = os.open(context.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_SYNC | os.O_CLOEXEC, 0o640)
+        try:
+            os.write(fd, data)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        os.write(2, f"cannot write log `{context.log}`: {error.strerror}\n".encode())
+
+
+def warn(context: Context, message: str) -> None:
+    """A warning: in the log when there is one, and on stderr only with --debug."""
+    write(context, "warning", message)
+    if context.debug:
+        os.write(2, f"warning: {message}\n".encode("utf-8", "backslashreplace"))
+
+
+def traceback_of(error: BaseException) -> str:
+    """The traceback, for --debug and for naming the place of a bug."""
+    import traceback
+
+    return "".join(traceback.format_exception(error))

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`kata-fsm`: global options, the table of verbs, and how errors leave.
+
+`state` and `list` are called by engines all the time, so this module and what those two verbs import stay tiny: no
+argparse, json, re, typing, enum or msgspec. A test pins that.
+"""
+
+import os
+import sys
+
+from kata_fsm import __version__
+from kata_fsm.cli.context import Context
+from kata_fsm.errors import KataFsmError, UsageError
+
+VERBS: dict[str, str] = {
+    "create": "create a container: its sandbox's virtual machine is up, its process is not started yet",
+    "start": "start the process of a created container",
+    "run": "create and start a container; attached unless --detach",
+    "state": "print the OCI state of a container",
+    "kill": "send a signal to a container's process",
+    "delete": "delete a stopped container and everything it held",
+    "exec": "run a further process in a running container",
+    "ps": "show the processes of a container",
+    "list": "list the containers under --root",
+    "pause": "pause a container",
+    "resume": "resume a paused container",
+    "update": "change a container's resources",
+    "events": "print a container's resource use",
+    "features": "print what this runtime supports, as runtime-spec features JSON",
+    "spec": "write a config.json to start from",
+    "replay": "tell the story of a sandbox from the journal",
+    "journal": "inspect and verify the journal",
+    "audit": "export who did what",
+    "version": "print the version",
+}
+"""Every verb and its line in the help; the module is `kata_fsm.cli.verbs.VERB`."""
+
+ROLES: dict[str, str] = {"supervisor": "kata_fsm.supervisor.main", "shim": "kata_fsm.shim"}
+"""The long-lived processes, which are the same command; their modules have `main(argv) -> int`."""
+
+CONFIG_PATHS = ("/etc/kata-containers/configuration.toml", "/usr/share/defaults/kata-containers/configuration.toml")
+
+_VALUED = {
+    "root": "root",
+    "log": "log",
+    "log-format": "log_format",
+    "config": "config",
+    "kata-config": "config",
+    "rootless": "rootless",
+    "criu": "criu",
+}
+_FLAGS = ("debug", "systemd-cgroup")
+_ACTIONS = {
+    "version": "version",
+    "v": "version",
+    "help": "help",
+    "h": "help",
+    "show-default-config-paths": "paths",
+    "kata-show-default-config-paths": "paths",
+}
+
+OCI_VERSION = "1.0.2-dev"
+
+
+def usage() -> str:
+    """The help text."""
+    verbs = "\n".join(f"   {name:<10} {line}" for name, line in VERBS.items())
+    return f"""NAME:
+   kata-fsm - OCI runtime whose sandboxes are virtual machines and whose state is an event log
+
+USAGE:
+   kata-fsm [global options] command [command options] [arguments...]
+
+VERSION:
+   {__version__}
+
+COMMANDS:
+{verbs}
+
+GLOBAL OPTIONS:
+   --root DIR                     namespace of container ids (default: `/run/kata-fsm`)
+   --log FILE                     append errors and warnings to FILE
+   --log-format text|json         how (default: `text`)
+   --config FILE                  configuration file (also --kata-config)
+   --debug                        log more, and print tracebacks of our own bugs
+   --systemd-cgroup               accepted: cgroup paths of the form `slice:prefix:name` are understood
+   --rootless true|false|auto     accepted: only root can run sandboxes
+   --show-default-config-paths    print where configuration is looked for
+   --version, -v                  print the version
+   --help, -h                     print this
+"""
+
+
+def version_text() -> str:
+    """What `--version` prints: the shape that go-runc parses."""
+    return f"kata-fsm version {__version__}\nspec: {OCI_VERSION}\n"
+
+
+def _set(context: Context, name: str, value: str) -> None:
+    if name == "log_format" and value not in ("text", "json"):
+        raise UsageError(f'unknown log-format "{value}"')
+    if name == "rootless":
+        if value not in ("true", "false", "auto"):
+            raise UsageError(f"--rootless: `{value}` is none of `true`, `false`, `auto`")
+        if value == "true":
+            raise UsageError("--rootless=true: only root can run sandboxes", hint="run as root")
+    elif name != "criu":
+        setattr(context, name, value)
+
+
+def parse_globals(argv: list[str], context: Context) -> tuple[str, list[str]]:
+    """(verb or `:action`, what follows it). Fills `context`; the verb is empty when there is none."""
+    at = 0
+    while at < len(argv):
+        word = argv[at]
+        at += 1
+        if not word.startswith("-") or word == "-":
+            return word, argv[at:]
+        name, equals, value = word.lstrip("-").partition("=")
+        if name in _ACTIONS:
+            return ":" + _ACTIONS[name], []
+        if name in _FLAGS:
+            setattr(context, name.replace("-", "_"), value != "false")
+        elif name in _VALUED:
+            if not equals:
+                if at >= len(argv):
+                    raise UsageError(f"flag needs an argument: `{word}`")
+                value = argv[at]
+                at += 1
+            _set(context, _VALUED[name], value)
+        else:
+            raise UsageError(f"flag provided but not defined: `{word}`", hint="see `kata-fsm --help`")
+    return "", []
+
+
+def _act(action: str) -> int:
+    if action == "paths":
+        text = "".join(path + "\n" for path in CONFIG_PATHS)
+    else:
+        text = version_text() if action == "version" else usage()
+    sys.stdout.write(text)
+    return 0
+
+
+def _dispatch(argv: list[str], context: Context) -> int:
+    verb, rest = parse_globals(argv, context)
+    context.verb = verb
+    if verb in VERBS:
+        name = "kata_fsm.cli.verbs." + verb
+        __import__(name)
+        code: int = sys.modules[name].run(context, rest)
+        return code
+    if verb in ROLES:
+        name = ROLES[verb]
+        __import__(name)
+        role_code: int = sys.modules[name].main(rest)
+        return role_code
+    if verb.startswith(":"):
+        return _act(verb[1:])
+    if not verb or verb == "help":
+        return _act("help")
+    raise UsageError(f'Invalid command "{verb}"')
+
+
+def one_line(error: BaseException) -> str:
+    """An error as the one line that stderr and the log get."""
+    text = str(error) or type(error).__name__
+    hint = getattr(error, "hint", None)
+    if hint:
+        text += f" ({hint})"
+    return " ".join(text.split())
+
+
+def _fail(context: Context, error: BaseException, code: int) -> int:
+    text = one_line(error)
+    os.write(2, (text + "\n").encode("utf-8", "backslashreplace"))
+    if context.log:
+        from kata_fsm.cli.log import write
+
+        write(context, "error", text)
+    return code
+
+
+def _bug(context: Context, error: Exception) -> int:
+    from kata_fsm.cli.log import traceback_of
+    from kata_fsm.errors import Bug
+
+    trace = traceback_of(error)
+    if context.debug:
+        os.write(2, trace.encode("utf-8", "backslashreplace"))
+    where = trace.strip().splitlines()[-3:-1]
+    wrapped = Bug(
+        f"internal error: {type(error).__name__}: {error}", hint="a bug of ours, at" + " ".join(where)[:200].rstrip()
+    )
+    return _fail(context, wrapped, wrapped.exit_code)
+
+
+def _refuse(context: Context, error: Exception) -> int:
+    if isinstance(error, KataFsmError):
+        return _fail(context, error, error.exit_code)
+    if isinstance(error, BrokenPipeError):
+        return 1  # whoever read our output has gone: nobody is left to tell
+    if type(error).__module__.partition(".")[0] == "journal":
+        code = getattr(error, "exit_code", 1)
+        return _fail(context, error, code if isinstance(code, int) else 1)
+    if isinstance(error, OSError) and error.strerror:
+        name = f"`{error.filename}`" if error.filename is not None else "the host refused"
+        return _fail(context, KataFsmError(f"{name}: {error.strerror}"), 1)
+    return _bug(context, error)
+
+
+def main(argv: list[str]) -> int:
+    """Run one command; `argv` excludes the program's name. Answers the exit code."""
+    context = Context()
+    try:
+        code = _dispatch(argv, context)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return _refuse(context, error)
+    return code
+
+
+def console_main() -> None:
+    """The installed command. Leaves at once: there is nothing to finalise, and interpreter shutdown costs CPU."""
+    code = main(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        code = code or 1
+    os._exit(code)

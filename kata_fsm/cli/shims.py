@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starting a shim: our own child, so that our caller inherits it when we leave."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import termios
+from typing import Any, NoReturn
+
+import msgspec
+
+from kata_fsm import spawn
+from kata_fsm.cli import cgroups
+from kata_fsm.errors import WorldError
+from kata_fsm.shim import set_namespace
+
+_REPORT_BYTES = 4096
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a shim is to be. `stdio`: the descriptors that become its 0, 1 and 2. `own_terminal`: they are a terminal made
+    for it, which becomes its controlling one. `tty`: the process has a terminal, so there is no stderr of its own."""
+
+    sandbox: str
+    stream: str
+    container: str
+    process: str
+    netns: str | None
+    cgroups: list[str]
+    stdio: tuple[int, int, int] = (0, 1, 2)
+    tty: bool = False
+    own_terminal: bool = False
+    preserve_fds: int = 0
+
+
+def plan_from(reply: dict[str, Any], *, sandbox: str, stream: str, **how: Any) -> Plan:
+    """The plan in a supervisor's `{"need": "shim", ...}`."""
+    places = [str(item["path"]) if isinstance(item, dict) else str(item) for item in reply.get("cgroups") or []]
+    return Plan(
+        sandbox=sandbox,
+        stream=stream,
+        container=str(reply["container"]),
+        process=str(reply.get("process") or "init"),
+        netns=reply.get("netns"),
+        cgroups=places,
+        **how,
+    )
+
+
+def start(plan: Plan) -> tuple[int, list[str]]:
+    """(pid of the shim, warnings). Raises `WorldError` when it could not be started."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    homes = cgroups.homes(plan.cgroups)
+    pid = os.fork()
+    if pid == 0:
+        _child(plan, homes, writer)
+    os.close(writer)
+    report = b""
+    while data := os.read(reader, _REPORT_BYTES):
+        report += data
+    os.close(reader)
+    lines = report.decode("utf-8", "replace").splitlines()
+    failed = [line.removeprefix("!") for line in lines if line.startswith("!")]
+    if failed:
+        os.waitpid(pid, 0)
+        raise WorldError(f"the shim cannot be started: {failed[0]}")
+    return pid, lines
+
+
+def _child(plan: Plan, homes: list[str], report: int) -> NoReturn:
+    try:
+        _become(plan, homes, report)
+    except BaseException as error:
+        os.write(report, f"!{error}\n".encode("utf-8", "replace"))
+    finally:
+        os._exit(127)
+
+
+def _become(plan: Plan, homes: list[str], report: int) -> None:
+    # Signals wait until the shim can forward them; the mask outlives exec.
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
+    for line in cgroups.join(plan.cgroups):
+        os.write(report, (line + "\n").encode())
+    if plan.netns:
+        with open(plan.netns, "rb") as namespace:
+            set_namespace(namespace.fileno())
+    os.setsid()
+    report = _place(plan, report)
+    if plan.own_terminal:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    os.chdir("/")
+    argv = spawn.command("shim", plan.sandbox, "--stream", plan.stream, "--container", plan.container)
+    argv += ["--process", plan.process, *(["--tty"] if plan.tty else [])]
+    environment = spawn.clean_environment()
+    if homes:
+        environment["KATA_FSM_HOME_CGROUPS"] = ":".join(homes)
+    os.execve(argv[0], argv, environment)
+
+
+def _place(plan: Plan, report: int) -> int:
+    """Put stdio at 0 to 2, keep what is to be preserved after it, and close all else but the report pipe."""
+    first_free = 3 + plan.preserve_fds
+    report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, max(first_free, 10))
+    sources = [
+        fd if fd == at else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, report + 1) for at, fd in enumerate(plan.stdio)
+    ]
+    for at, fd in enumerate(sources):
+        if fd != at:
+            os.dup2(fd, at, inheritable=True)
+    os.closerange(first_free, report)
+    spawn.close_from(report + 1)
+    for fd in range(3, first_free):
+        try:
+            os.set_inheritable(fd, True)
+        except OSError:
+            pass  # the caller promised more descriptors than it gave
+    return report

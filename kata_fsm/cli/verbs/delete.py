@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`delete ID...`: delete stopped containers; with --force, containers in any state, and unknown ids are no error."""
+
+from __future__ import annotations
+
+from kata_fsm.cli import ask, client, log, lookup
+from kata_fsm.cli.arguments import Parser
+from kata_fsm.cli.context import Context
+from kata_fsm.errors import NotFoundError, RemoteError
+from kata_fsm.oci.names import check_id
+
+
+def run(context: Context, argv: list[str]) -> int:
+    """Delete each container, in order."""
+    parser = Parser("delete", "delete containers")
+    parser.add_argument("--force", "-f", action="store_true", help="kill what runs; succeed when there is nothing")
+    parser.container(nargs="+")
+    options = parser.parse_args(argv)
+    for container_id in options.id:
+        delete(context, container_id, force=options.force)
+    return 0
+
+
+def delete(context: Context, container_id: str, *, force: bool) -> None:
+    """Delete one container. containerd and podman call this with force for ids that are long gone."""
+    from kata_fsm.machines.vocab import Delete
+
+    try:
+        found = lookup.require(context, container_id if force else check_id(container_id))
+        ask.refuse_illegal(found, Delete(found.key, force))
+        client.ask(context, found, "delete", force=force)
+    except (NotFoundError, RemoteError) as error:
+        # Gone meanwhile, or never there. With force that is what was wanted.
+        if not force or error.family != "not_found":
+            raise
+        log.warn(context, f"delete --force: {error}")

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The specification as the guest gets it. Pure: what must be known of the host comes in through `look`.
+
+`adapt` answers the guest's document and what the host has to bind into the shared tree. The root file system and every
+bind mount become paths in the share; file systems that any kernel provides are mounted by the guest; what belongs to the
+host (network namespace, namespace paths, host cgroup, host CPU numbers) is taken out. Whatever is taken out although it
+was asked for is named in `warnings`, which the verb logs: nothing is dropped silently.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from kata_fsm.oci.check import is_bind
+from kata_fsm.oci.sandbox import CONTAINER
+from kata_fsm.oci.spec import Document, Linux, Loaded, Mount, fault
+
+SHARE = "/run/kata-containers/shared/containers"
+"""Where the guest mounts the shared tree: the path that Kata's agent knows."""
+
+GUEST_SHM = "/run/kata-containers/sandbox/shm"
+"""The sandbox's own /dev/shm in the guest, shared by its containers: memory cannot be shared through virtio-fs."""
+
+GUEST_CGROUP = "/kata-fsm"
+
+_IN_GUEST_SOURCES = ("/proc", "/sys", "/dev")
+_PROPAGATION = frozenset({"shared", "rshared", "slave", "rslave"})
+
+
+class Source(msgspec.Struct, frozen=True):
+    """What is at a bind mount's source: `kind` is `file`, `dir`, `device`, `socket` or `missing`. `size`: of its file
+    system, in bytes."""
+
+    kind: str
+    size: int = 0
+
+
+Look = Callable[[str], Source]
+
+
+class Bind(msgspec.Struct, frozen=True):
+    """One path of the host that has to appear as `m<index>` in the container's part of the shared tree."""
+
+    index: int
+    source: str
+    kind: str
+    readonly: bool
+    recursive: bool
+    options: list[str]
+
+
+class Adapted(msgspec.Struct, frozen=True):
+    """The guest's document, and what the host has to do and to know for it."""
+
+    guest_spec: Document
+    binds: list[Bind]
+    warnings: list[str]
+    sandbox_pidns: bool
+    shm_size: int | None
+    netns: str | None
+    cgroups_path: str
+
+
+def look_at_host(path: str) -> Source:
+    """The `Look` that asks the kernel. Follows symbolic links, as mount(2) does."""
+    import stat
+
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return Source("missing")
+    if stat.S_ISDIR(mode):
+        space = os.statvfs(path)
+        return Source("dir", space.f_blocks * space.f_frsize)
+    if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
+        return Source("device")
+    return Source("socket" if stat.S_ISSOCK(mode) else "file")
+
+
+def adapt(loaded: Loaded, *, key: str, kind: str, look: Look = look_at_host, seccomp: bool = True) -> Adapted:
+    """Adapt a checked specification for container `key`. `kind` is a word of `oci.sandbox`. Raises `SpecError`.
+
+    `seccomp` False leaves the profile out, as the configuration may ask for.
+    """
+    draft = _Draft(loaded, key, look)
+    linux = loaded.spec.linux or Linux()
+    netns = _network(linux, kind)
+    draft.root()
+    draft.mounts(loaded.spec.mounts or [])
+    draft.namespaces(linux)
+    draft.resources(linux)
+    draft.labels()
+    draft.document.pop("hooks", None)
+    if not seccomp:
+        draft.drop(draft.section("linux"), "seccomp", "`runtime.disable_guest_seccomp` is set", "linux")
+    pid = next((namespace for namespace in linux.namespaces or [] if namespace.type == "pid"), None)
+    return Adapted(
+        guest_spec=draft.document,
+        binds=draft.binds,
+        warnings=draft.warnings,
+        sandbox_pidns=kind == CONTAINER and pid is not None and bool(pid.path),
+        shm_size=draft.shm_size,
+        netns=netns,
+        cgroups_path=linux.cgroups_path or "",
+    )
+
+
+def _network(linux: Linux, kind: str) -> str | None:
+    """The path of the network namespace that was given; None to make one. A member's is its sandbox's."""
+    if kind == CONTAINER:
+        return None
+    for namespace in linux.namespaces or []:
+        if namespace.type == "network":
+            return namespace.path or None
+    raise fault(
+        "linux.namespaces",
+        "Host networking requested, not supported by runtime",
+        hint="add a namespace of type `network`",
+    )
+
+
+class _Draft:
+    """The guest's document under construction."""
+
+    def __init__(self, loaded: Loaded, key: str, look: Look) -> None:
+        self.document: Document = copy.deepcopy(loaded.document)
+        self.bundle = loaded.bundle
+        self.key = key
+        self.look = look
+        self.binds: list[Bind] = []
+        self.warnings: list[str] = []
+        self.shm_size: int | None = None
+
+    def section(self, *names: str) -> dict[str, Any]:
+        """A nested object of the document, made if absent."""
+        at = self.document
+        for name in names:
+            if not isinstance(at.get(name), dict):
+                at[name] = {}
+            at = at[name]
+        return at
+
+    def drop(self, section: dict[str, Any], name: str, why: str, path: str) -> None:
+        """Take `name` out; say so if it had been set to something (zero, false and empty mean "unset" to engines)."""
+        if section.pop(name, None):
+            self.warnings.append(f"config.json: `{path}.{name}` is not applied: {why}")
+
+    def root(self) -> None:
+        self.section("root")["path"] = f"{SHARE}/{self.key}/rootfs"
+
+    def mounts(self, mounts: list[Mount]) -> None:
+        """Of two mounts on one destination the last counts, as it would hide the first."""
+        last = {os.path.normpath("/" + mount.destination.lstrip("/")): index for index, mount in enumerate(mounts)}
+        self.document["mounts"] = [
+            self._mount(index, mounts[index], destination) for destination, index in sorted(last.items(), key=_second)
+        ]
+
+    def _mount(self, index: int, mount: Mount, destination: str) -> Document:
+        options = [option for option in mount.options or [] if option not in _PROPAGATION]
+        if {"shared", "rshared"} & set(mount.options or []):
+            self.warnings.append(f"config.json: `mounts[{index}].options`: what is mounted in the guest stays there")
+        plain = {**self.document["mounts"][index], "destination": destination, "options": options}
+        if not is_bind(mount):
+            return plain
+        return {**plain, "type": "bind", "source": self._bind_source(index, mount, destination, options)}
+
+    def _bind_source(self, index: int, mount: Mount, destination: str, options: list[str]) -> str:
+        source = os.path.normpath(os.path.join(self.bundle, mount.source or ""))
+        found = self.look(source)
+        field = f"mounts[{index}].source"
+        if found.kind == "missing":
+            raise fault(field, f"`{source}` does not exist")
+        if destination == "/dev/shm":
+            self.shm_size = found.size or None
+            return GUEST_SHM
+        if source == "/dev/null":
+            return source  # how engines mask a file
+        if found.kind == "device":
+            raise fault(field, f"host device `{source}` cannot be given to the guest", hint="remove the mount")
+        if _is_kernel_made(source):
+            self.warnings.append(f"config.json: `{field}`: `{source}` will be the guest's own, not the host's")
+            return source
+        if found.kind == "socket":
+            self.warnings.append(f"config.json: `{field}`: nobody in the guest can connect to socket `{source}`")
+        bind = Bind(
+            index=len(self.binds),
+            source=source,
+            kind="dir" if found.kind == "dir" else "file",
+            readonly=_readonly(options),
+            recursive=mount.type == "rbind" or "rbind" in options,
+            options=list(mount.options or []),
+        )
+        self.binds.append(bind)
+        return f"{SHARE}/{self.key}/m{bind.index}"
+
+    def namespaces(self, linux: Linux) -> None:
+        self.section("linux")["namespaces"] = [
+            {"type": namespace.type} for namespace in linux.namespaces or [] if namespace.type != "network"
+        ]
+
+    def resources(self, linux: Linux) -> None:
+        """Limits that mean something to the guest's kernel (cgroup v2) stay; engines' "unset" values go."""
+        section = self.section("linux")
+        section["cgroupsPath"] = f"{GUEST_CGROUP}/{self.key}"
+        if linux.resources is None:
+            return
+        guest = section["resources"] = clean_resources(section["resources"])
+        for name in ("blockIO", "network", "rdma", "hugepageLimits"):
+            self.drop(guest, name, "the guest has no such device or controller", "linux.resources")
+        for name in ("cpus", "mems"):
+            self.drop(guest.get("cpu", {}), name, "the guest numbers its processors itself", "linux.resources.cpu")
+
+    def labels(self) -> None:
+        process = self.section("process")
+        self.drop(process, "apparmorProfile", "the guest has no AppArmor", "process")
+        self.drop(process, "selinuxLabel", "the guest has no SELinux", "process")
+        self.drop(self.section("linux"), "mountLabel", "the guest has no SELinux", "linux")
+
+
+def _is_kernel_made(source: str) -> bool:
+    """Whether a path lies in a file system that each kernel makes for itself (/dev/shm holds files like any other)."""
+    if source.startswith("/dev/shm/"):
+        return False
+    return any(source == top or source.startswith(top + "/") for top in _IN_GUEST_SOURCES)
+
+
+def _second(pair: tuple[str, int]) -> int:
+    return pair[1]
+
+
+def _readonly(options: list[str]) -> bool:
+    words = [option for option in options if option in ("ro", "rro", "rw")]
+    return bool(words) and words[-1] != "rw"
+
+
+_UNSET_WHEN_ZERO = {
+    "cpu": ("shares", "quota", "period", "realtimeRuntime", "realtimePeriod"),
+    "memory": ("limit", "reservation", "swap", "kernel", "kernelTCP", "disableOOMKiller"),
+    "pids": ("limit",),
+    "blockIO": ("weight", "leafWeight"),
+}
+
+
+def clean_resources(resources: Document) -> Document:
+    """Resources without nulls and without the zeros and empty values by which engines say "unset"."""
+    cleaned: Document = {}
+    for name, value in resources.items():
+        if isinstance(value, dict) and name != "unified":
+            zero = _UNSET_WHEN_ZERO.get(name, ())
+            value = {
+                key: item
+                for key, item in value.items()
+                if item is not None and item != "" and item != [] and not (key in zero and not item)
+            }
+        if value not in (None, {}, []):
+            cleaned[name] = value
+    return cleaned

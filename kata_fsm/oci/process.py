@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process of an `exec`: from a file as it is, or from options over the container's own process."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from typing import Any
+
+from kata_fsm.errors import SpecError, UsageError
+from kata_fsm.oci import spec
+from kata_fsm.oci.check import check_process
+
+Document = dict[str, Any]
+
+CAPABILITY_SETS = ("bounding", "effective", "permitted")
+"""The sets that `--cap` adds to. Inheritable and ambient stay: adding there lets files raise what was not asked for."""
+
+
+def pattern_of(bundle: str) -> Document | None:
+    """The container's own process in its bundle; None when the bundle is gone or unreadable."""
+    try:
+        loaded = spec.load(bundle)
+    except SpecError:
+        return None
+    process = loaded.document.get("process")
+    return copy.deepcopy(process) if isinstance(process, dict) else None
+
+
+def from_options(options: argparse.Namespace, pattern: Document | None) -> tuple[Document, list[str]]:
+    """(process, warnings). Raises `SpecError` or `UsageError` naming what is wrong."""
+    document = _from_file(options.process) if options.process else _from_pattern(options, pattern)
+    if options.tty:
+        document["terminal"] = True
+    _check(document, f"process file `{options.process}`" if options.process else "exec")
+    return document, _drop_labels(document)
+
+
+def _from_file(path: str) -> Document:
+    try:
+        data = spec.read_file(path)
+    except OSError as error:
+        raise UsageError(f"process file `{path}` cannot be read: {error.strerror}") from error
+    _, document = spec.parse(data, spec.Process, where=f"process file `{path}`")
+    return document
+
+
+def _from_pattern(options: argparse.Namespace, pattern: Document | None) -> Document:
+    if not options.command:
+        raise UsageError("exec: process args cannot be empty", hint="name a command, or use --process")
+    if pattern is None:
+        raise UsageError(
+            "exec: the container's bundle is gone, and with it the pattern for a process",
+            hint="describe it with --process",
+        )
+    document = pattern
+    for name in ("consoleSize", "selinuxLabel", "apparmorProfile"):
+        document.pop(name, None)
+    document["args"] = list(options.command)
+    document["terminal"] = False
+    document["env"] = [*(document.get("env") or []), *options.env]
+    if options.cwd:
+        document["cwd"] = options.cwd
+    if options.no_new_privs:
+        document["noNewPrivileges"] = True
+    _set_user(document, options.user, options.additional_gids)
+    _add_capabilities(document, options.cap)
+    return document
+
+
+def _number(word: str, what: str) -> int:
+    if not (word.isascii() and word.isdigit()) or int(word) > 0xFFFFFFFF:
+        raise UsageError(
+            f"exec: {what} `{word}` is not a number", hint="names cannot be looked up in the guest; use numbers"
+        )
+    return int(word)
+
+
+def _set_user(document: Document, user: str | None, gids: list[str]) -> None:
+    if user is not None:
+        uid, colon, gid = user.partition(":")
+        document["user"] = {**(document.get("user") or {}), "uid": _number(uid, "user")}
+        if colon:
+            document["user"]["gid"] = _number(gid, "group")
+    if gids:
+        numbers = [_number(gid, "additional group") for gid in gids]
+        existing = (document.get("user") or {}).get("additionalGids") or []
+        document["user"] = {**(document.get("user") or {}), "additionalGids": [*existing, *numbers]}
+
+
+def _add_capabilities(document: Document, names: list[str]) -> None:
+    if not names:
+        return
+    found = document.get("capabilities") or {}
+    if isinstance(found, list):  # the form of specifications before 1.0
+        found = {name: list(found) for name in (*CAPABILITY_SETS, "inheritable")}
+    for which in CAPABILITY_SETS:
+        present = list(found.get(which) or [])
+        found[which] = present + [name for name in names if name not in present]
+    document["capabilities"] = found
+
+
+def _check(document: Document, where: str) -> None:
+    typed = spec.convert(document, spec.Process, where=where)
+    check_process(typed, where=where, prefix="")
+
+
+def _drop_labels(document: Document) -> list[str]:
+    warnings = []
+    for name, module in (("apparmorProfile", "AppArmor"), ("selinuxLabel", "SELinux")):
+        if document.pop(name, None):
+            warnings.append(f"exec: `{name}` is not applied: the guest has no {module}")
+    return warnings

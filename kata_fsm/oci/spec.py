@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`config.json`, read strictly: every field that we act on has a type, and a wrong one is named with its path.
+
+The types follow the OCI runtime specification 1.0.2 and the parts of 1.1 that engines already send. Unknown properties
+are ignored, as the specification demands; `null` counts as absent, because Go writes it for empty things. The whole
+document is kept beside the typed view: what we have no opinion about reaches the guest as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Annotated, Any
+
+import msgspec
+
+from kata_fsm.errors import SpecError
+from kata_fsm.limits import SPEC_BYTES_MAX
+
+Document = dict[str, Any]
+Uint32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+HOSTNAME_BYTES_MAX = 64
+NAMESPACE_TYPES = ("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time")
+RLIMIT = re.compile(r"RLIMIT_[A-Z]+\Z")
+
+
+class _Section(msgspec.Struct, frozen=True, rename="camel"):
+    """Common settings of all sections: camel case in JSON, unknown properties ignored."""
+
+
+class User(_Section, frozen=True):
+    uid: Uint32 = 0
+    gid: Uint32 = 0
+    umask: Uint32 | None = None
+    additional_gids: list[Uint32] | None = None
+
+
+class ConsoleSize(_Section, frozen=True):
+    height: Count = 0
+    width: Count = 0
+
+
+class Capabilities(_Section, frozen=True):
+    bounding: list[str] | None = None
+    effective: list[str] | None = None
+    inheritable: list[str] | None = None
+    permitted: list[str] | None = None
+    ambient: list[str] | None = None
+
+
+class Rlimit(_Section, frozen=True):
+    type: str
+    soft: Count
+    hard: Count
+
+
+class Process(_Section, frozen=True):
+    cwd: str
+    args: list[str] | None = None
+    env: list[str] | None = None
+    user: User | None = None
+    terminal: bool | None = None
+    console_size: ConsoleSize | None = None
+    capabilities: Capabilities | list[str] | None = None  # the list is the form of specifications before 1.0
+    rlimits: list[Rlimit] | None = None
+    no_new_privileges: bool | None = None
+    apparmor_profile: str | None = None
+    selinux_label: str | None = None
+    oom_score_adj: int | None = None
+
+
+class Root(_Section, frozen=True):
+    path: str
+    readonly: bool | None = None
+
+
+class IdMapping(_Section, frozen=True):
+    container_id: Uint32 = msgspec.field(name="containerID", default=0)
+    host_id: Uint32 = msgspec.field(name="hostID", default=0)
+    size: Uint32 = 0
+
+
+class Mount(_Section, frozen=True):
+    destination: str
+    type: str | None = None
+    source: str | None = None
+    options: list[str] | None = None
+    uid_mappings: list[IdMapping] | None = None
+    gid_mappings: list[IdMapping] | None = None
+
+
+class Hook(_Section, frozen=True):
+    path: str
+    args: list[str] | None = None
+    env: list[str] | None = None
+    timeout: int | None = None
+
+
+class Hooks(_Section, frozen=True):
+    prestart: list[Hook] | None = None
+    create_runtime: list[Hook] | None = None
+    create_container: list[Hook] | None = None
+    start_container: list[Hook] | None = None
+    poststart: list[Hook] | None = None
+    poststop: list[Hook] | None = None
+
+
+class Namespace(_Section, frozen=True):
+    type: str
+    path: str | None = None
+
+
+class Device(_Section, frozen=True):
+    type: str
+    path: str
+    major: int | None = None
+    minor: int | None = None
+    file_mode: Count | None = None
+    uid: Uint32 | None = None
+    gid: Uint32 | None = None
+
+
+class DeviceRule(_Section, frozen=True):
+    allow: bool
+    type: str | None = None
+    major: int | None = None
+    minor: int | None = None
+    access: str | None = None
+
+
+class Memory(_Section, frozen=True):
+    limit: int | None = None
+    reservation: int | None = None
+    swap: int | None = None
+    kernel: int | None = None
+    kernel_tcp: int | None = msgspec.field(name="kernelTCP", default=None)
+    swappiness: int | None = None
+    disable_oom_killer: bool | None = msgspec.field(name="disableOOMKiller", default=None)
+
+
+class Cpu(_Section, frozen=True):
+    shares: Count | None = None
+    quota: int | None = None
+    period: Count | None = None
+    realtime_runtime: int | None = None
+    realtime_period: Count | None = None
+    cpus: str | None = None
+    mems: str | None = None
+
+
+class Pids(_Section, frozen=True):
+    limit: int | None = None
+
+
+class Resources(_Section, frozen=True):
+    devices: list[DeviceRule] | None = None
+    memory: Memory | None = None
+    cpu: Cpu | None = None
+    pids: Pids | None = None
+    block_io: Document | None = msgspec.field(name="blockIO", default=None)
+    hugepage_limits: list[Document] | None = None
+    network: Document | None = None
+    rdma: Document | None = None
+    unified: dict[str, str] | None = None
+
+
+class Linux(_Section, frozen=True):
+    namespaces: list[Namespace] | None = None
+    uid_mappings: list[IdMapping] | None = None
+    gid_mappings: list[IdMapping] | None = None
+    devices: list[Device] | None = None
+    resources: Resources | None = None
+    cgroups_path: str | None = None
+    sysctl: dict[str, str] | None = None
+    seccomp: Document | None = None
+    masked_paths: list[str] | None = None
+    readonly_paths: list[str] | None = None
+    mount_label: str | None = None
+    rootfs_propagation: str | None = None
+    intel_rdt: Document | None = None
+
+
+class Spec(_Section, frozen=True):
+    """The document's typed view."""
+
+    oci_version: str
+    process: Process | None = None
+    root: Root | None = None
+    hostname: str | None = None
+    domainname: str | None = None
+    mounts: list[Mount] | None = None
+    hooks: Hooks | None = None
+    annotations: dict[str, str] | None = None
+    linux: Linux | None = None
+    vm: Document | None = None
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A bundle's specification: the typed view, the document itself, and where they came from."""
+
+    spec: Spec
+    document: Document
+    bundle: str
+    rootfs: str
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """The annotations, never None."""
+        return self.spec.annotations or {}
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the process wants a terminal."""
+        return bool(self.spec.process and self.spec.process.terminal)
+
+
+def fault(field: str, problem: str, *, where: str = "config.json", hint: str | None = None) -> SpecError:
+    """The error for one field."""
+    return SpecError(f"{where}: `{field}`: {problem}", hint=hint)
+
+
+def convert(document: object, type_: type[Any], *, where: str, prefix: str = "") -> Any:
+    """`document` as `type_`. Raises `SpecError` with the path of the field that is wrong, and what is wrong with it."""
+    try:
+        return msgspec.convert(document, type_)
+    except msgspec.ValidationError as error:
+        raise _translated(str(error), where, prefix) from error
+
+
+def _translated(text: str, where: str, prefix: str) -> SpecError:
+    """msgspec says "Expected `str`, got `int` - at `$.process.args[0]`"."""
+    problem, _, at = text.partition(" - at ")
+    path = at.strip("`").removeprefix("$").lstrip(".") if at else ""
+    path = ".".join(part for part in (prefix, path) if part)
+    missing = re.match(r"Object missing required field `(.+)`", problem)
+    if missing:
+        return fault(f"{path}.{missing[1]}" if path else missing[1], "is missing", where=where)
+    problem = problem[:1].lower() + problem[1:]
+    if not path:
+        return SpecError(f"{where}: {problem}")
+    return fault(path.replace("[...]", "[]"), problem, where=where)
+
+
+def parse(data: bytes, type_: type[Any], *, where: str) -> tuple[Any, Document]:
+    """(typed view, document) of JSON bytes. Raises `SpecError`."""
+    if len(data) > SPEC_BYTES_MAX:
+        raise SpecError(f"{where}: larger than {SPEC_BYTES_MAX} bytes")
+    try:
+        document = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SpecError(f"{where}: not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise SpecError(f"{where}: not a JSON object")
+    return convert(document, type_, where=where), document
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of a file of at most `SPEC_BYTES_MAX` (one more is read, so that `parse` notices)."""
+    with open(path, "rb") as file:
+        return file.read(SPEC_BYTES_MAX + 1)
+
+
+def load(bundle: str) -> Loaded:
+    """The specification of the bundle directory `bundle` (absolute). Raises `SpecError`."""
+    path = os.path.join(bundle, "config.json")
+    try:
+        data = read_file(path)
+    except OSError as error:
+        raise SpecError(
+            f"`{path}` cannot be read: {error.strerror}", hint="`kata-fsm spec` writes one to start from"
+        ) from error
+    spec, document = parse(data, Spec, where="config.json")
+    return Loaded(spec, document, bundle, _rootfs(spec, bundle))
+
+
+def _rootfs(spec: Spec, bundle: str) -> str:
+    if spec.root is None:
+        raise fault("root", "is missing")
+    if not spec.root.path:
+        raise fault("root.path", "is empty")
+    return os.path.normpath(os.path.join(bundle, spec.root.path))

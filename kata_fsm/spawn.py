@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How our long-lived processes are started: own session, nothing inherited, their role in their command line.
+
+Used by verbs (a supervisor for a new sandbox, or for one whose supervisor is gone) and by shims (the latter only).
+Imports C modules and `os` only.
+"""
+
+import os
+import sys
+
+from kata_fsm import cjson
+from kata_fsm.errors import RemoteError, SupervisorGone
+from kata_fsm.limits import SUPERVISOR_START_S
+from kata_fsm.world import WORLD, Paths, repository_root, run_dir
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SAFE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+READY = b"ok\n"
+_FD_MAX = 1 << 16
+# Resolved at once: it may be relative, and children change directory before they need it.
+_OWN = os.path.realpath(sys.argv[0]) if sys.argv and sys.argv[0] else ""
+_REPLY_BYTES_MAX = 65536
+
+
+def launcher() -> str:
+    """The installed command's absolute path: what this process was started by, or the one beside the interpreter."""
+    if os.path.basename(_OWN) == "kata-fsm":
+        return _OWN
+    return os.environ.get("KATA_FSM_COMMAND") or f"{repository_root()}/.venv/bin/kata-fsm"
+
+
+def command(role: str, *arguments: str) -> list[str]:
+    """The argv of `kata-fsm ROLE ...`, started through this very interpreter."""
+    return [os.path.realpath(sys.executable), "-IS", launcher(), role, *arguments]
+
+
+def clean_environment() -> dict[str, str]:
+    """What a long-lived process gets: our own settings and a PATH, never the caller's secrets or sync pipes."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith("KATA_FSM_")}
+    return {"PATH": os.environ.get("PATH") or SAFE_PATH, "LANG": "C.UTF-8", **kept}
+
+
+def stream_of(sandbox_id: str, uid: str) -> str:
+    """The journal stream of one sandbox life."""
+    return f"{sandbox_id}@{uid}"
+
+
+def uid_of(stream: str) -> str:
+    """The uid in a stream's name."""
+    return stream.rpartition("@")[2]
+
+
+def _open_log(path: str) -> int:
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError:
+        # A full or read-only disk must not keep a supervisor from starting: it can still tear the sandbox down.
+        return os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+
+
+def close_from(first: int) -> None:
+    """Close every descriptor from `first` on."""
+    os.closerange(first, _FD_MAX)
+
+
+def _become(argv: list[str], log_path: str, ready: int | None, before_exec: "Callable[[], None] | None") -> None:
+    """In the forked child: leave everything of the caller behind, then exec. Does not return."""
+    os.setsid()
+    if os.fork():
+        os._exit(0)  # the supervisor is nobody's child: whoever asked for it may end or wait for its own children
+    null = os.open("/dev/null", os.O_RDONLY)
+    log = _open_log(log_path)
+    if ready is not None:
+        # Out of the way of 0 to 2 first, whatever numbers the caller had left open.
+        ready = _moved_up(ready)
+    null, log = _moved_up(null), _moved_up(log)
+    os.dup2(null, 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if ready is not None:
+        os.dup2(ready, 3, inheritable=True)
+        close_from(4)
+        argv = [*argv, "--ready-fd", "3"]
+    else:
+        close_from(3)
+    os.chdir("/")
+    os.umask(0o077)
+    if before_exec is not None:
+        before_exec()
+    os.execve(argv[0], argv, clean_environment())
+
+
+def _moved_up(fd: int) -> int:
+    import fcntl
+
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10)
+
+
+def supervisor_arguments(sandbox_id: str, stream: str, *, resume: bool) -> list[str]:
+    """The argv of a supervisor, role and sandbox id first, so that `ps` tells the story."""
+    return command("supervisor", sandbox_id, "--resume" if resume else "--stream", stream)
+
+
+def fork_supervisor(
+    sandbox_id: str,
+    stream: str,
+    *,
+    resume: bool,
+    ready: int | None = None,
+    before_exec: "Callable[[], None] | None" = None,
+) -> None:
+    """Start a supervisor and return as soon as it is on its own. `ready` is the write end that it reports on."""
+    paths = Paths(uid_of(stream))
+    argv = supervisor_arguments(sandbox_id, stream, resume=resume)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _become(argv, paths.supervisor_log, ready, before_exec)
+        except BaseException as error:
+            report = {"error": {"family": "world", "message": f"a supervisor cannot be started: {error}", "exit": 1}}
+            if ready is not None:
+                os.write(ready, cjson.dumps(report).encode("ascii"))
+        finally:
+            os._exit(127)
+    os.waitpid(pid, 0)
+
+
+def start_supervisor(sandbox_id: str, stream: str, *, resume: bool, wait_s: float = SUPERVISOR_START_S) -> None:
+    """Start a supervisor and wait until it says that it is ready.
+
+    Raises `RemoteError` with what it reported, or `SupervisorGone` when it ended or said nothing within `wait_s`.
+    """
+    prepare_run_dir(uid_of(stream))
+    reader, writer = os.pipe()
+    try:
+        try:
+            fork_supervisor(sandbox_id, stream, resume=resume, ready=writer)
+        finally:
+            os.close(writer)
+        _await_ready(reader, stream, wait_s)
+    finally:
+        os.close(reader)
+
+
+def prepare_run_dir(uid: str) -> None:
+    """The private directories that a sandbox's sockets and locks live in."""
+    for path in (run_dir(), f"{run_dir()}/sandboxes", Paths(uid).base):
+        os.makedirs(path, mode=0o700, exist_ok=True)
+
+
+def _await_ready(reader: int, stream: str, wait_s: float) -> None:
+    import select
+
+    deadline = WORLD.mono_ns() + int(wait_s * 1e9)
+    poller = select.poll()
+    poller.register(reader, select.POLLIN)
+    reply = b""
+    log = Paths(uid_of(stream)).supervisor_log
+    while not reply.endswith(b"\n"):
+        left_ms = (deadline - WORLD.mono_ns()) // 1_000_000
+        if left_ms <= 0 or not poller.poll(left_ms):
+            raise SupervisorGone(
+                f"the supervisor of `{stream}` was not ready within {wait_s:g} s", hint=f"its log is `{log}`"
+            )
+        data = os.read(reader, _REPLY_BYTES_MAX)
+        if not data:
+            break
+        reply += data
+    if reply == READY:
+        return
+    raise _reported(reply, stream, log)
+
+
+def _reported(reply: bytes, stream: str, log: str) -> Exception:
+    """The error that a supervisor wrote instead of being ready: JSON, with or without a frame's length before it."""
+    start = reply.find(b"{")
+    if start >= 0:
+        try:
+            error = cjson.loads_object(reply[start:]).get("error")
+        except ValueError:
+            error = None
+        if isinstance(error, dict):
+            return RemoteError(error)
+    return SupervisorGone(f"the supervisor of `{stream}` ended before it was ready", hint=f"its log is `{log}`")

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`create` against a supervisor that speaks the protocol and runs nothing: real command, real shim, real descriptors."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LIMIT_S = 20.0
+STUB = Path(__file__).parent / "stub_supervisor.py"
+PR_SET_CHILD_SUBREAPER = 36
+
+
+@pytest.fixture
+def stubbed(command: Any) -> Any:
+    """The command with its supervisor role replaced."""
+    text = command.path.read_text()
+    play = f"import runpy\n    del sys.argv[1]\n    runpy.run_path({str(STUB)!r}, run_name='__main__')"
+    hook = f"if sys.argv[1] == 'supervisor':\n    {play}\n"
+    command.path.write_text(text.replace("from kata_fsm", hook + "from kata_fsm", 1))
+    state = command.directory / "state"
+    state.mkdir(exist_ok=True)
+    command.plan = lambda **plan: (state / "stub.json").write_text(json.dumps(plan))
+    command.plan()
+    return command
+
+
+@pytest.fixture
+def subreaper() -> Iterator[None]:
+    """This process inherits the orphans of what it starts, as conmon and containerd's shim do."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    yield
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def test_the_pid_is_a_child_that_exits_with_the_workloads_code(
+    stubbed: Any, bundle: Any, subreaper: None, tmp_path: Path
+) -> None:
+    pid_file = tmp_path / "pid"
+    words = ["--log", str(tmp_path / "log"), "--root", str(stubbed.root)]
+    argv = [stubbed.path, *words, "create", "--bundle", bundle(), "--pid-file", pid_file, "box"]
+    inherited, _ = os.pipe()
+    with subprocess.Popen(
+        argv, env=stubbed.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[inherited]
+    ) as creating:
+        assert creating.wait(LIMIT_S) == 0
+        pid = int(pid_file.read_bytes())
+        command_line = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        assert command_line[3:5] == ["shim", "box"]
+        links = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+        assert os.readlink(f"/proc/self/fd/{inherited}") not in links
+        assert os.getsid(pid) == pid
+        out, _ = creating.communicate(b"hello", timeout=LIMIT_S)
+    assert out == b"echo: hello"
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert "cgroup `/no/such/cgroup` does not take the shim" in (tmp_path / "log").read_text()
+    request = json.loads((tmp_path / "state" / "request.json").read_text())
+    assert request["actor"]["pid"] == os.getpid()
+    assert request["container"]["args"] == ["sh"]
+    assert request["sandbox"]["id"] == "box"
+    assert request["container"]["guest_spec"]["root"]["path"].endswith("/containers/box/rootfs")
+
+
+def test_a_refusal_is_told_and_no_shim_is_left(stubbed: Any, bundle: Any, tmp_path: Path) -> None:
+    stubbed.plan(refuse="cannot create container `box`: no")
+    done = stubbed("create", "--bundle", bundle(), "--pid-file", str(tmp_path / "pid"), "box")
+    assert (done.returncode, done.stderr) == (1, "cannot create container `box`: no (try again)\n")
+    assert not (tmp_path / "pid").exists()
+
+
+def test_a_supervisor_that_cannot_start_says_why_and_leaves_nothing(stubbed: Any, bundle: Any, tmp_path: Path) -> None:
+    stubbed.plan(ready="the journal is damaged")
+    done = stubbed("create", "--bundle", bundle(), "box")
+    assert (done.returncode, done.stderr) == (1, "the journal is damaged\n")
+    assert os.listdir(tmp_path / "run" / "sandboxes") == []
+
+
+def test_a_member_needs_its_sandbox(stubbed: Any, bundle: Any) -> None:
+    words = {"io.kubernetes.cri-o.ContainerType": "container", "io.kubernetes.cri-o.SandboxID": "infra"}
+    done = stubbed("create", "--bundle", bundle(annotations=words), "member")
+    assert done.stderr == "sandbox `infra` of container `member` is not there (create it first)\n"

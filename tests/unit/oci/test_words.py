@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names, signals, resources, statistics, processes and redaction."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kata_fsm import projections
+from kata_fsm.errors import SpecError, UsageError
+from kata_fsm.machines import container
+from kata_fsm.oci import names, process, resources
+from kata_fsm.oci.example import example
+from kata_fsm.oci.redact import redacted
+from kata_fsm.oci.signals import number_of
+from kata_fsm.oci.stats import event_of
+from kata_fsm.oci.status import list_row, oci_status, state_document
+
+
+@pytest.mark.parametrize("good", ["a", "A.b_c+d-9", "x" * 200, "..."])
+def test_legal_ids(good: str) -> None:
+    assert names.check_id(good) == good
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ("", "Missing container ID"),
+        ("a/b", "contains `/`"),
+        ("a b", "contains ` `"),
+        ("a\n", r"contains `\n`"),
+        ("é", "contains `é`"),
+        ("-a", "must not begin with `-`"),
+        ("..", "`.` or `..`"),
+        ("x" * 2000, "has 2000 bytes, at most 200 are legal"),
+    ],
+)
+def test_illegal_ids_are_named(bad: str, words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        names.check_id(bad)
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+def test_keys_agree_with_the_runtimes(tmp_path: Path) -> None:
+    real = str(tmp_path / "real")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(real)
+    assert names.container_key(real, "id") == projections.container_key(real, "id")
+    assert names.container_key(str(tmp_path / "link"), "id") == projections.container_key(real, "id")
+    assert names.sandbox_key("a@b") == projections.stream_key("a@b")
+
+
+@pytest.mark.parametrize(
+    ("word", "number"),
+    [("9", 9), ("KILL", 9), ("SIGKILL", 9), ("sigterm", 15), ("0", 0), ("RTMIN+3", signal.SIGRTMIN + 3), ("winch", 28)],
+)
+def test_signals(word: str, number: int) -> None:
+    assert number_of(word) == number
+
+
+@pytest.mark.parametrize("word", ["", "65", "-1", "SIGNOPE", "SIG_BLOCK", "TERM+1", "RTMAX+1", "²"])
+def test_unknown_signals(word: str) -> None:
+    with pytest.raises(UsageError, match="is not supported"):
+        number_of(word)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("512m", 512 << 20), ("1.5G", 3 << 29), ("7", 7), ("2KiB", 2048), ("-1", -1)]
+)
+def test_sizes(text: str, count: int) -> None:
+    assert resources.bytes_of(text) == count
+
+
+def test_update_options_and_files(tmp_path: Path) -> None:
+    document, warnings = resources.from_options({"memory": "64m", "cpu-share": "512", "kernel-memory": "5"})
+    assert document == {"memory": {"limit": 64 << 20}, "cpu": {"shares": 512}}
+    assert warnings == ["update: `--kernel-memory` has no effect"]
+    with pytest.raises(UsageError, match="`--cpuset-cpus` cannot be honoured"):
+        resources.from_options({"cpuset-cpus": "0"})
+    file = tmp_path / "r.json"
+    file.write_text(json.dumps({"memory": {"limit": 5, "swap": 0}, "blockIO": {"weight": 10}, "cpu": {"cpus": ""}}))
+    document, warnings = resources.from_file(str(file))
+    assert document == {"memory": {"limit": 5}}
+    assert warnings == ["update: `blockIO` is not applied: the guest has no disks"]
+    file.write_text(json.dumps({"memory": {"limit": "5"}}))
+    with pytest.raises(SpecError, match=r"`memory\.limit`: expected"):
+        resources.from_file(str(file))
+
+
+def test_statistics_keep_what_is_always_present() -> None:
+    event = event_of("id", {"cgroup_stats": {"cpu_stats": {"cpu_usage": {"total_usage": 5, "usage_in_usermode": 3}}}})
+    assert (event["type"], event["id"]) == ("stats", "id")
+    assert event["data"]["cpu"]["usage"] == {"total": 5, "kernel": 0, "user": 3}
+    assert event["data"]["memory"]["usage"] == {"limit": 0, "failcnt": 0}
+    assert event_of("id", {})["data"]["blkio"] == {}
+
+
+def test_redaction_keeps_the_command_and_the_names_of_options() -> None:
+    words = ["/bin/sh", "-c", "echo secret", "--password=x", "--user", "me", "-pxyz", "--", "-"]
+    assert redacted(words) == ["/bin/sh", "-c", "***", "--password=***", "--user", "***", "-p***", "--", "-"]
+    assert redacted([]) == []
+
+
+def exec_options(**given: Any) -> argparse.Namespace:
+    known: dict[str, Any] = {
+        "process": None,
+        "command": ["ls"],
+        "tty": False,
+        "env": [],
+        "cwd": None,
+        "user": None,
+        "additional_gids": [],
+        "cap": [],
+        "no_new_privs": False,
+    }
+    return argparse.Namespace(**{**known, **given})
+
+
+def test_an_exec_takes_the_containers_process_as_pattern() -> None:
+    pattern = example()["process"]
+    options = exec_options(
+        env=["A=b"], cwd="/tmp", user="5:6", additional_gids=["7"], cap=["CAP_SYS_ADMIN"], no_new_privs=True, tty=True
+    )
+    document, warnings = process.from_options(options, pattern)
+    assert document["args"] == ["ls"]
+    assert document["env"][-1] == "A=b"
+    assert document["user"] == {"uid": 5, "gid": 6, "additionalGids": [7]}
+    assert (document["cwd"], document["terminal"], document["noNewPrivileges"]) == ("/tmp", True, True)
+    assert document["capabilities"]["effective"][-1] == "CAP_SYS_ADMIN"
+    assert document["rlimits"] == example()["process"]["rlimits"]
+    assert warnings == []
+
+
+def test_an_exec_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="user `root` is not a number"):
+        process.from_options(exec_options(user="root"), example()["process"])
+    with pytest.raises(UsageError, match="args cannot be empty"):
+        process.from_options(exec_options(command=[]), example()["process"])
+    with pytest.raises(UsageError, match="bundle is gone"):
+        process.from_options(exec_options(), None)
+    file = tmp_path / "p.json"
+    file.write_text(json.dumps({"args": ["x"], "cwd": 5}))
+    with pytest.raises(SpecError, match=r"process file `.*`: `cwd`: expected `str`, got `int`"):
+        process.from_options(exec_options(process=str(file)), None)
+
+
+def test_every_state_but_none_and_deleted_has_a_status() -> None:
+    words = {
+        oci_status(state) for state in container.TABLE.states if state not in (container.ABSENT, container.DELETED)
+    }
+    assert words == {"creating", "created", "running", "paused", "stopped"}
+
+
+def test_the_state_document_is_ready_to_print() -> None:
+    text = state_document(container_id="x", status="running", pid=7, bundle="/b", annotations={"k": "v"})
+    assert text.startswith('{\n  "ociVersion": ')
+    assert not text.endswith("\n")
+    assert json.loads(text)["pid"] == 7
+    row = list_row(container_id="x", status="stopped", pid=7, bundle="/b", rootfs="/r", created="t", uid=0)
+    assert (row["pid"], row["owner"]) == (0, "#0")
