@@ -51,6 +51,8 @@ VM_DEATH_NOTICE_S = 1.0
 # A supervisor whose sandbox has ended waits a little for `delete`, then leaves: whoever deletes later starts another.
 SUPERVISOR_LINGER_S = 20.0
 SUPERVISOR_IDLE_S = 20.0
+# Readers take a supervisor's lock for an instant, to see whether it is free; a new supervisor outlasts that.
+LOCK_PROBE_S = 1.0
 
 # Host cgroups: how long a process that must leave one is waited for, and how often a vanished parent is made again.
 CGROUP_EMPTY_S = 2.0

@@ -14,6 +14,7 @@ import os
 import shutil
 import socket
 import sys
+import time
 from typing import Any
 
 import trio
@@ -60,19 +61,22 @@ def _lock(path: str) -> int | None:
     """The descriptor that holds the sandbox's lock until we end; None when another supervisor has it."""
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    return fd
+    deadline = WORLD.mono_ns() + int(limits.LOCK_PROBE_S * 1e9)
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if WORLD.mono_ns() > deadline:
+                os.close(fd)
+                return None
+            time.sleep(limits.LOCK_PROBE_S / 100)
+            continue
+        return fd
 
 
 def _await_other(paths: Paths) -> bool:
     """Another supervisor has the lock: wait until it listens."""
     deadline = WORLD.mono_ns() + int(limits.SUPERVISOR_START_S * 1e9)
-    import time
-
     while WORLD.mono_ns() < deadline:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             try:
@@ -151,11 +155,13 @@ class Supervisor:
 
     async def _until_over(self, runtime: Any, server: Any) -> None:
         """Return when this process is of no more use."""
-        if not runtime.rev:
-            with trio.move_on_after(limits.SUPERVISOR_IDLE_S):
+        with trio.move_on_after(limits.SUPERVISOR_IDLE_S):
+            if runtime.pod.sandbox.state == sandbox.ABSENT:
                 await server.served.wait()
-            if not server.served.is_set():
-                return
+        while runtime.pod.sandbox.state == sandbox.ABSENT:
+            if not server.requests:
+                return  # nobody came, or what was asked for was refused
+            await trio.sleep(limits.RETRY_S)
         while True:
             await runtime.until(lambda pod: pod.sandbox.state in sandbox.ENDED and not outstanding(pod))
             with trio.move_on_after(limits.SUPERVISOR_LINGER_S):

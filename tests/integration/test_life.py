@@ -87,7 +87,7 @@ def test_exec_honours_what_it_is_told(kata: Kata, tmp_path: Path) -> None:
         "args": [
             "/bin/sh",
             "-c",
-            "id -u; id -G; pwd; echo $WORD; ulimit -n; grep -E 'CapEff|NoNewPrivs' /proc/self/status",
+            "id -u; id -G; pwd; echo \"$WORD\"; ulimit -n; grep -E 'CapEff|NoNewPrivs' /proc/self/status",
         ],
         "env": ["PATH=/bin", "WORD=a b  c"],
         "cwd": "/tmp",

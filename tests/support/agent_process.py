@@ -141,8 +141,10 @@ class AgentProcess:
         ours, theirs = socket.socketpair()
         self.sock = ours
         arguments = [str(base), transport, str(HERE / "pseudo_crun.py")]
+        # mounts, host name and network of its own: this machine's are not for tests to change
+        isolated = ["unshare", "-mun", *([] if os.geteuid() == 0 else ["--map-root-user"])]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCHER, *arguments],
+            [*isolated, sys.executable, "-c", LAUNCHER, *arguments],
             stdin=theirs,
             stderr=subprocess.PIPE,
             cwd=CHECKOUT,
@@ -166,8 +168,7 @@ class AgentProcess:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         self.process.kill()
-        said = self.process.communicate()[1]
-        return said
+        return self.process.communicate()[1]
 
 
 def process(*args: str, terminal: bool = False) -> dict[str, Any]:
@@ -191,7 +192,13 @@ def read_all(client: Client, container_id: str, exec_id: str = "", stream: int =
     """Everything from `offset` to the end of a stream."""
     found = bytearray()
     while True:
-        request = {"container_id": container_id, "exec_id": exec_id, "stream": stream, "len": 1 << 20, "timeout_ms": 1000}
+        request = {
+            "container_id": container_id,
+            "exec_id": exec_id,
+            "stream": stream,
+            "len": 1 << 20,
+            "timeout_ms": 1000,
+        }
         answer = client.call("ReadStream", {**request, "offset": offset + len(found)})
         found += answer.get("data", b"")
         if answer.get("eof"):

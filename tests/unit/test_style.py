@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SKIPPED = {".git", ".venv", "build", "dist", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"}
+SKIPPED = {".git", ".venv", "dist", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"}
 HEADER = "# SPDX-License-Identifier: Apache-2.0"
 
 # Written apart, so that this file does not contain them itself.
@@ -25,7 +25,7 @@ def _files() -> Iterator[Path]:
     todo = [ROOT]
     while todo:
         for path in sorted(todo.pop().iterdir()):
-            if path.name in SKIPPED or path.name.endswith(".egg-info") or path.is_symlink():
+            if path.name in SKIPPED or path == ROOT / "build" or path.name.endswith(".egg-info") or path.is_symlink():
                 continue
             if path.is_dir():
                 todo.append(path)

@@ -29,6 +29,7 @@ class Manifest(msgspec.Struct, frozen=True):
 
     kernel: str = ""
     parameters: Parameters = Parameters()
+    cpu: dict[str, str] = {}  # QEMU's -cpu by accelerator
     files: dict[str, Any] = {}
 
 
@@ -39,6 +40,7 @@ class Image(msgspec.Struct, frozen=True):
     initrd: str
     parameters: Parameters
     kernel_version: str = ""
+    cpu: dict[str, str] = {}
 
     def command_line(self, accel: str, settings: HypervisorSettings) -> str:
         """The kernel command line for `accel` (`kvm` or `tcg`): the image's parameters, then the configured ones."""
@@ -61,7 +63,7 @@ def load(settings: HypervisorSettings) -> Image:
             raise errors.EffectError(
                 "image", f"the guest's {what} `{path}` cannot be read", hint="build the guest image"
             )
-    return Image(kernel, initrd, manifest.parameters, manifest.kernel)
+    return Image(kernel, initrd, manifest.parameters, manifest.kernel, manifest.cpu)
 
 
 def _manifest(path: str) -> Manifest:
