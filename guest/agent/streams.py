@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process's output and input, addressed by byte offset.
+
+Output is read into a ring of fixed size and stays there until it is acknowledged, so that a host which lost its connection
+can ask for it again. When the ring is full the agent stops reading and the process blocks on its pipe: backpressure reaches
+to the writer, and memory is bounded whatever a container prints.
+
+An answer to the host refers to the ring itself (a memoryview, no copy). That is safe because bytes are overwritten only once
+the host has acknowledged them, which it cannot do before it has received them.
+
+Input is accepted up to a bound, by offset: bytes that were accepted before are skipped, so a repeated write does no harm.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EIO
+
+from kata_wire.envelope import OUT_OF_RANGE
+
+from .errors import RpcError, precondition
+from .loop import READABLE, WRITABLE, Loop, Notice
+
+RING_BYTES = 2 << 20  # two full answers: one on its way, one being filled
+PIPE_BYTES = 1 << 20  # /proc/sys/fs/pipe-max-size; the default of 64 KiB costs a wake-up for every 64 KiB
+_RESUME_FREE_BYTES = RING_BYTES // 4  # read again only when it is worth a call
+INPUT_BYTES = 256 << 10  # accepted and not yet taken by the process
+
+
+class Output:
+    """One output stream. Offsets: acknowledged <= ... <= end, at most RING_BYTES apart."""
+
+    def __init__(self, loop: Loop, fd: int) -> None:
+        """Takes over `fd`: the non-blocking read end of a pipe, or a terminal's master."""
+        self._loop = loop
+        self._fd = fd
+        self._ring: memoryview | None = memoryview(bytearray(RING_BYTES))
+        self._origin = 0  # the offset whose byte lies at index 0
+        self._watched = False
+        self.acknowledged = 0
+        self.end = 0  # of what was read
+        self.at_eof = False
+        self.changed = Notice()
+        self._watch()
+
+    def acknowledge(self, offset: int) -> None:
+        """The host has every byte before `offset`. Raises OUT_OF_RANGE for bytes that are gone or not yet read."""
+        if not self.acknowledged <= offset <= self.end:
+            raise RpcError(
+                OUT_OF_RANGE,
+                f"offset `{offset}` is not in the stream; legal are `{self.acknowledged}` to `{self.end}`",
+            )
+        if offset == self.acknowledged:
+            return
+        self.acknowledged = offset
+        if offset == self.end:
+            self._origin = offset  # begin at index 0 again: small outputs touch few pages of the ring
+            if self.at_eof:
+                self._ring = None
+        if not self._watched and not self.at_eof and self._free() >= _RESUME_FREE_BYTES:
+            self._fill()  # there is most likely something: it saves a turn of the loop
+            if not self.at_eof and self._free():
+                self._watch()
+
+    def peek(self, offset: int, limit: int) -> memoryview:
+        """Unacknowledged bytes from `offset`, at most `limit`, perhaps fewer than there are; without a copy."""
+        if self._ring is None:
+            return memoryview(b"")
+        start = (offset - self._origin) % RING_BYTES
+        size = min(self.end - offset, limit, RING_BYTES - start)
+        return self._ring[start : start + size]
+
+    def close(self) -> None:
+        """Forget everything. What is unread is lost."""
+        if self._fd >= 0:
+            self._unwatch()
+            os.close(self._fd)
+            self._fd = -1
+        self._ring = None
+        self.at_eof = True
+        self.acknowledged = self.end
+        self.changed.notify()
+
+    def _free(self) -> int:
+        return RING_BYTES - (self.end - self.acknowledged)
+
+    def _watch(self) -> None:
+        self._loop.watch(self._fd, READABLE, self._on_readable)
+        self._watched = True
+
+    def _unwatch(self) -> None:
+        # a full ring must leave epoll altogether: a hang-up is reported even to an empty mask
+        self._loop.unwatch(self._fd)
+        self._watched = False
+
+    def _on_readable(self, events: int) -> None:
+        self._fill()
+        if self._watched and not self._free():
+            self._unwatch()
+
+    def _fill(self) -> None:
+        """One read of as much as fits."""
+        free = self._free()
+        ring = self._ring
+        if not free or ring is None or self._fd < 0:
+            return
+        start = (self.end - self._origin) % RING_BYTES
+        first = ring[start : min(start + free, RING_BYTES)]
+        rest = free - len(first)
+        try:
+            got = os.readv(self._fd, (first, ring[:rest]) if rest else (first,))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != EIO:  # EIO is how a terminal says that its last user has closed it
+                raise
+            got = 0
+        self.end += got
+        if not got:
+            self._finish()
+        self.changed.notify()
+
+    def _finish(self) -> None:
+        if self._watched:
+            self._unwatch()
+        os.close(self._fd)
+        self._fd = -1
+        self.at_eof = True
+        if self.acknowledged == self.end:
+            self._ring = None
+
+
+class Input:
+    """A process's standard input. `accepted` is the offset of the next byte wanted."""
+
+    def __init__(self, loop: Loop, fd: int, *, terminal: bool) -> None:
+        """Takes over `fd`: the non-blocking write end of a pipe, or a terminal's master."""
+        self._loop = loop
+        self._fd = fd
+        self._terminal = terminal
+        self._pending = bytearray()
+        self._watched = False
+        self._eof = False
+        self.accepted = 0
+        self.broken = False  # the reader is gone
+        self.changed = Notice()
+
+    def room(self) -> int:
+        """How many bytes would be accepted now."""
+        return INPUT_BYTES - len(self._pending)
+
+    def write(self, offset: int, data: bytes) -> int:
+        """Accept what is new and fits; returns `accepted`. OUT_OF_RANGE for a gap, FAILED_PRECONDITION when closed."""
+        if offset > self.accepted:
+            raise RpcError(OUT_OF_RANGE, f"input at `{offset}` leaves a gap; the next byte wanted is `{self.accepted}`")
+        fresh = memoryview(data)[self.accepted - offset :]
+        if not fresh:
+            return self.accepted
+        if self.broken:
+            raise precondition("standard input was closed by its reader")
+        if self._eof:
+            raise precondition("standard input was closed before")
+        if not self._pending:
+            written = self._write(fresh)
+            self.accepted += written
+            fresh = fresh[written:]
+        taken = fresh[: self.room()]
+        self._pending += taken
+        self.accepted += len(taken)
+        self._settle()
+        if self.broken:
+            raise precondition("standard input was closed by its reader")
+        return self.accepted
+
+    def finish(self) -> None:
+        """No more input: close when the process has taken what is pending. A terminal stays open, as its output needs it."""
+        self._eof = True
+        self._settle()
+
+    def close(self) -> None:
+        """Close now; pending bytes are lost."""
+        self._pending.clear()
+        if self._fd >= 0:
+            self._set_watched(False)
+            os.close(self._fd)
+            self._fd = -1
+        self.changed.notify()
+
+    def _write(self, data: bytearray | memoryview) -> int:
+        try:
+            return os.write(self._fd, data)
+        except BlockingIOError:
+            return 0
+        except OSError:  # EPIPE; a terminal says EIO
+            self.broken = True
+            self.close()
+            return 0
+
+    def _settle(self) -> None:
+        """Watch while something is pending; close when nothing is and no more will come."""
+        if self._fd < 0:
+            return
+        self._set_watched(bool(self._pending))
+        if self._eof and not self._pending and not self._terminal:
+            self.close()
+
+    def _set_watched(self, wanted: bool) -> None:
+        if wanted and not self._watched:
+            self._loop.watch(self._fd, WRITABLE, self._on_writable)
+        elif self._watched and not wanted:
+            self._loop.unwatch(self._fd)
+        self._watched = wanted
+
+    def _on_writable(self, events: int) -> None:
+        written = self._write(self._pending)
+        if self._fd >= 0:
+            del self._pending[:written]
+            self._settle()
+        self.changed.notify()
