@@ -193,8 +193,18 @@ class SharePlug:
 
     async def perform(self, intent: Intent) -> dict[str, Any]:
         """Plug it; one that is there is fine."""
-        plugged = await hotplug.plug_share(self.monitor, socket=self.paths.virtiofsd_sock, tag=TAG, bus=PORT)
+        try:
+            plugged = await hotplug.plug_share(self.monitor, socket=self.paths.virtiofsd_sock, tag=TAG, bus=PORT)
+        except errors.EffectError as error:
+            raise self._with_last_words(error) from error
         return {"tag": TAG, "device": hotplug.SHARE_DEVICE, "bus": PORT, "plugged": plugged}
+
+    def _with_last_words(self, error: errors.EffectError) -> errors.EffectError:
+        """QEMU only sees that its peer hung up; why, virtiofsd has written down."""
+        stderr = logs.tail(self.paths.virtiofsd_log, limits.STDERR_TAIL_BYTES)
+        said = logs.last_line(stderr)
+        message = f"{error.message}; virtiofsd said: {said}" if said else error.message
+        return errors.EffectError(error.phase, message, evidence={**error.evidence, "virtiofsd": stderr})
 
     async def probe(self, intent: Intent) -> Observed:
         """Done when QEMU has the device; unknown when QEMU does not answer."""
