@@ -9,9 +9,9 @@
     server      frames to calls to answers; no bad message stops it
     methods     which function answers which call
     agent       everything the calls share
-    containers, processes, streams, console, bundle, crun, cgroups, oom     the containers
+    containers, processes, launch, streams, bundle, cgroups, oom             the containers
     rpc_*       the calls, by area, imported when first needed
-    netlink, links, routes, ps, beneath, mounts, jsonc                       tools of the calls
+    netlink, links, routes, ps, mounts, files, jsonc, report                 tools of the calls
 
 Starting Python and each import cost about ten times as much in an emulated guest as on the host. So this package needs
 neither asyncio nor subprocess, logging, typing, enum, dataclasses, re, pathlib or threading, and it imports the bulk of

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Storages: what the host asks to have mounted in the guest.
 
-Python has no `mount`, and `ctypes` is dear; busybox's costs 10 ms. Several containers may name one mount point, so they are
-counted by who asked: a mount point that is mounted already is left alone.
+Python has no `mount`, and `ctypes` is dear; busybox's costs 10 ms. A mount point that is mounted already is
+left alone, and goes with whoever mounted it.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from time import monotonic
 from kata_wire.envelope import OUT_OF_RANGE
 
 from .errors import RpcError, invalid, precondition
+from .streams import READ_AHEAD_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def read_stream(agent: Agent, request: Message) -> Message | Steps:
     if output is None:  # a terminal has one stream
         return {"offset": offset, "eof": True}
     output.acknowledge(offset)
+    if output.end - offset < READ_AHEAD_BYTES:
+        output.demand()
     limit = min(request.get("len", 0) or _READ_BYTES_MAX, _READ_BYTES_MAX)
     timeout_s = request.get("timeout_ms", 0) / 1000
     if output.end > offset or output.at_eof or not timeout_s:
@@ -110,6 +113,8 @@ def read_stderr(agent: Agent, request: Message) -> Steps:
 def _read(agent: Agent, request: Message, number: int) -> Steps:
     output = _find(agent, request).outputs.get(number)
     limit = min(request.get("len", 0) or _READ_BYTES_MAX, _READ_BYTES_MAX)
+    if output is not None and output.end == output.acknowledged:
+        output.demand()
     while output is not None and output.end == output.acknowledged and not output.at_eof:
         yield output.changed.wait()
     data = bytes(output.peek(output.acknowledged, limit)) if output is not None else b""

@@ -5,6 +5,9 @@ Output is read into a ring of fixed size and stays there until it is acknowledge
 can ask for it again. When the ring is full the agent stops reading and the process blocks on its pipe: backpressure reaches
 to the writer, and memory is bounded whatever a container prints.
 
+Reading ahead of the host is worth it only when much comes at once. A process that writes line by line would wake the agent
+for every line; so after a small read for which nobody waits, the rest is left in the pipe until the host asks (`demand`).
+
 An answer to the host refers to the ring itself (a memoryview, no copy). That is safe because bytes are overwritten only once
 the host has acknowledged them, which it cannot do before it has received them.
 
@@ -24,6 +27,7 @@ from .loop import READABLE, WRITABLE, Loop, Notice
 RING_BYTES = 2 << 20  # two full answers: one on its way, one being filled
 PIPE_BYTES = 1 << 20  # /proc/sys/fs/pipe-max-size; the default of 64 KiB costs a wake-up for every 64 KiB
 _RESUME_FREE_BYTES = RING_BYTES // 4  # read again only when it is worth a call
+READ_AHEAD_BYTES = 64 << 10  # a read of this size or more is followed by another without being asked
 INPUT_BYTES = 256 << 10  # accepted and not yet taken by the process
 
 
@@ -37,6 +41,7 @@ class Output:
         self._ring: memoryview | None = memoryview(bytearray(RING_BYTES))
         self._origin = 0  # the offset whose byte lies at index 0
         self._watched = False
+        self._full = False  # not read on for want of room
         self.acknowledged = 0
         self.end = 0  # of what was read
         self.at_eof = False
@@ -57,8 +62,13 @@ class Output:
             self._origin = offset  # begin at index 0 again: small outputs touch few pages of the ring
             if self.at_eof:
                 self._ring = None
-        if not self._watched and not self.at_eof and self._free() >= _RESUME_FREE_BYTES:
-            self._fill()  # there is most likely something: it saves a turn of the loop
+        if self._full and self._free() >= _RESUME_FREE_BYTES:
+            self.demand()  # there is most likely something: it saves a turn of the loop
+
+    def demand(self) -> None:
+        """Somebody wants data: take what there is now, and watch for more."""
+        if not self._watched and not self.at_eof and self._free():
+            self._fill()
             if not self.at_eof and self._free():
                 self._watch()
 
@@ -94,31 +104,34 @@ class Output:
         self._watched = False
 
     def _on_readable(self, events: int) -> None:
-        self._fill()
-        if self._watched and not self._free():
+        awaited = bool(self.changed.waiting)
+        got = self._fill()
+        if self._watched and (self._full or not (awaited or got >= READ_AHEAD_BYTES)):
             self._unwatch()
 
-    def _fill(self) -> None:
-        """One read of as much as fits."""
+    def _fill(self) -> int:
+        """One read of as much as fits; how much came."""
         free = self._free()
         ring = self._ring
         if not free or ring is None or self._fd < 0:
-            return
+            return 0
         start = (self.end - self._origin) % RING_BYTES
         first = ring[start : min(start + free, RING_BYTES)]
         rest = free - len(first)
         try:
             got = os.readv(self._fd, (first, ring[:rest]) if rest else (first,))
         except BlockingIOError:
-            return
+            return 0
         except OSError as error:
             if error.errno != EIO:  # EIO is how a terminal says that its last user has closed it
                 raise
             got = 0
         self.end += got
+        self._full = not self._free()
         if not got:
             self._finish()
         self.changed.notify()
+        return got
 
     def _finish(self) -> None:
         if self._watched:

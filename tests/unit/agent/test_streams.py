@@ -27,6 +27,7 @@ def loop() -> Iterator[Loop]:
 @pytest.fixture
 def small_ring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "RING_BYTES", SMALL_RING)
+    monkeypatch.setattr(streams, "READ_AHEAD_BYTES", SMALL_RING // 2)
     monkeypatch.setattr(streams, "_RESUME_FREE_BYTES", SMALL_RING // 4)
 
 
@@ -73,6 +74,8 @@ def test_whatever_the_order_of_writes_and_reads_every_byte_comes_once_and_in_pla
             pump(loop)
         else:
             output.acknowledge(seen)
+            if size % 2:
+                output.demand()
             data = bytes(output.peek(seen, size))
             assert data == written[seen : seen + len(data)]
             assert len(data) <= size
@@ -83,6 +86,7 @@ def test_whatever_the_order_of_writes_and_reads_every_byte_comes_once_and_in_pla
     while not output.at_eof or seen < output.end:
         pump(loop)
         output.acknowledge(seen)
+        output.demand()
         data = bytes(output.peek(seen, 1000))
         assert data == written[seen : seen + len(data)]
         seen += len(data)
@@ -101,6 +105,19 @@ def test_a_full_ring_stops_reading_and_an_acknowledgement_resumes_it(loop: Loop,
     assert output.end == SMALL_RING
     output.acknowledge(SMALL_RING)
     assert output.end == 2 * SMALL_RING, "without waiting for a turn of the loop"
+    os.close(write_end)
+    output.close()
+
+
+def test_after_a_small_read_nobody_asked_for_the_rest_stays_in_the_pipe(loop: Loop) -> None:
+    read_end, write_end = pipe()
+    output = Output(loop, read_end)
+    for _ in range(3):
+        os.write(write_end, b"line\n")
+        pump(loop)
+    assert output.end == 5, "one wake-up, however many lines"
+    output.demand()
+    assert output.end == 15
     os.close(write_end)
     output.close()
 
@@ -128,6 +145,7 @@ def test_a_terminal_that_everyone_has_left_is_at_its_end(loop: Loop) -> None:
     os.close(slave)
     while not output.at_eof:
         pump(loop)
+        output.demand()
     assert bytes(output.peek(0, 10)) == b"bye"
     output.close()
 
