@@ -10,7 +10,7 @@ import os
 import sys
 
 from kata_fsm import cjson
-from kata_fsm.errors import Bug, RemoteError, SupervisorGone
+from kata_fsm.errors import Bug, RemoteError, SupervisorGone, SupervisorSilent
 from kata_fsm.limits import CONTROL_FRAME_BYTES_MAX
 
 HEADER_BYTES = 4
@@ -116,6 +116,10 @@ class Connection:
         """Hang up."""
         self._socket.close()
 
+    def peer_pid(self) -> int:
+        """The process that listens at the other end; 0 when it is not one of ours to see."""
+        return int.from_bytes(self._socket.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)[:4], sys.byteorder)
+
     def settimeout(self, timeout_s: float) -> None:
         """Change the limit on each wait; 0 makes every call return at once."""
         self._socket.settimeout(timeout_s)
@@ -152,11 +156,17 @@ class Connection:
             try:
                 alive = self.fill()
             except TimeoutError as error:
-                raise SupervisorGone(f"the supervisor at `{self.path}` did not answer in time") from error
+                raise SupervisorSilent(
+                    f"the supervisor at `{self.path}` did not answer in time",
+                    hint="`kata-fsm delete --force` ends one that is stuck",
+                ) from error
             except OSError as error:
                 raise SupervisorGone(f"the supervisor at `{self.path}` went away: {error.strerror or error}") from error
             if not alive:
-                raise SupervisorGone(f"the supervisor at `{self.path}` hung up before it answered")
+                raise SupervisorGone(
+                    f"the supervisor at `{self.path}` hung up before it answered",
+                    hint="`kata-fsm state` starts another and tells what came of it",
+                )
 
 
 _SUN_PATH_BYTES_MAX = 107  # sizeof(sockaddr_un.sun_path) - 1

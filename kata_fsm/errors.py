@@ -69,7 +69,14 @@ class IllegalTransition(CallerError):
     family = "illegal"
 
     def __init__(
-        self, machine: str, subject: str, state: str, trigger: str, legal: tuple[str, ...], *, message: str | None = None
+        self,
+        machine: str,
+        subject: str,
+        state: str,
+        trigger: str,
+        legal: tuple[str, ...],
+        *,
+        message: str | None = None,
     ) -> None:
         allowed = ", ".join(f"`{name}`" for name in legal) or "nothing"
         text = f"{machine} `{subject}` is `{state}`: `{trigger}` is not legal, legal is {allowed}"
@@ -118,6 +125,10 @@ class SupervisorGone(WorldError):
     """The sandbox's supervisor could not be reached or ended while it was asked."""
 
     family = "supervisor"
+
+
+class SupervisorSilent(SupervisorGone):
+    """It is there, and did not answer in time."""
 
 
 class DamagedData(KataFsmError):

@@ -4,8 +4,11 @@
 # Ids. runc takes any length; an id becomes part of a log line, a key (LMDB: 511 bytes) and a process title.
 CONTAINER_ID_BYTES_MAX = 200
 
-# `config.json`. The largest seen from an engine is 60 KB (a full seccomp profile).
-SPEC_BYTES_MAX = 4 << 20
+# `config.json`. The largest seen from an engine is 60 KB (a full seccomp profile). Its annotations must fit into a record
+# of the journal (1 MiB), and all of it, escaped and once more as a message, into a frame to the agent (4 MiB).
+SPEC_BYTES_MAX = 768 << 10
+# How deep its JSON may be nested. The deepest that the specification knows is 7; readers in the guest are recursive.
+SPEC_DEPTH_MAX = 64
 
 # One frame between a verb or shim and the supervisor.
 CONTROL_FRAME_BYTES_MAX = 6 << 20
@@ -13,6 +16,8 @@ SUPERVISOR_START_S = 20.0
 SHIM_ATTACH_S = 20.0
 SHIM_RECONNECT_S = 60.0
 VERB_REPLY_S = 180.0
+# A supervisor answers a ping within milliseconds; `delete --force` takes one that needs this long for dead.
+SUPERVISOR_SILENT_S = 20.0
 
 # Kata's own limits: 10 s to boot on hardware, 60 s for an agent call. Under TCG on a loaded host a boot takes several
 # times as long, so the limits below are for telling "dead" from "slow", not for meeting a goal.
@@ -40,6 +45,10 @@ CONSOLE_LOG_BYTES_MAX = 4 << 20
 COUPLING_ROUNDS_MAX = 10_000
 
 JOURNAL_LOCK_S = 10.0
+# What has happened must be recorded: a journal that is busy or full is tried again, about this often.
+JOURNAL_RETRY_S = 0.5
+# Of a failure that cannot be recorded as it is (a record holds 1 MiB), this much.
+OUTCOME_MESSAGE_CHARS_MAX = 4096
 
 # Watching. The agent is asked whether it lives; a busy TCG guest may take seconds to answer.
 AGENT_WATCH_EVERY_S = 10.0
@@ -51,6 +60,8 @@ VM_DEATH_NOTICE_S = 1.0
 # A supervisor whose sandbox has ended waits a little for `delete`, then leaves: whoever deletes later starts another.
 SUPERVISOR_LINGER_S = 20.0
 SUPERVISOR_IDLE_S = 20.0
+# `delete` waits this long for a container's output to be read by whoever gave its descriptors.
+UNREAD_OUTPUT_S = 30.0
 # Readers take a supervisor's lock for an instant, to see whether it is free; a new supervisor outlasts that.
 LOCK_PROBE_S = 1.0
 

@@ -41,5 +41,5 @@ def observe(pod: Pod, world: World, last_boot: str) -> list[Observation]:
 async def recover(runtime: Runtime) -> None:
     """Bring a stream that was left behind to where its outstanding effects run again."""
     for observation in observe(runtime.pod, runtime.world, runtime.last_boot):
-        await runtime.submit(observation)
+        await runtime.report(observation)
     await runtime.resume()

@@ -178,6 +178,11 @@ class Input:
         """The end that is the supervisor's."""
         return self._far.fileno()
 
+    @property
+    def taken(self) -> int:
+        """Bytes that a supervisor has taken out of the socket, which it does when the guest has them."""
+        return self.sent - pending_bytes(self._far.fileno())
+
     def interest(self) -> tuple[int, int]:
         """(descriptor, poll mask) of what this stream waits for."""
         if self._pending:

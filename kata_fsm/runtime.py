@@ -9,20 +9,32 @@ in the guest whose state has been left is cancelled, and after a crash `resume` 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 import trio
 
-from journal import Journal, NewRecord, RequirementFailed, Stamp
+from journal import InvalidAppend, Journal, JournalBusy, JournalDiskFull, NewRecord, RequirementFailed, Stamp
 from kata_fsm import __version__
 from kata_fsm.effects.protocols import Handler
 from kata_fsm.errors import Bug, CallerError, EffectError
+from kata_fsm.limits import JOURNAL_RETRY_S, OUTCOME_MESSAGE_CHARS_MAX
 from kata_fsm.machines import Intent, Moved, Pod, Step, decide, fold, outstanding, sandbox
 from kata_fsm.machines.intents import ACQUIRING, CANCELLABLE
 from kata_fsm.machines.pod import TABLE_VERSION
-from kata_fsm.machines.vocab import CreateContainer, CreateSandbox, EffectDone, EffectFailed, Facts, Input
+from kata_fsm.machines.vocab import (
+    CreateContainer,
+    CreateSandbox,
+    Draft,
+    EffectDone,
+    EffectFailed,
+    Facts,
+    Input,
+    Observation,
+    Outcome,
+)
 from kata_fsm.projections import container_key, project
 from kata_fsm.world import World
 
@@ -34,22 +46,57 @@ class IdTaken(CallerError):
 
 
 def load(journal: Journal, stream: str) -> tuple[Pod, int, str]:
-    """The pod that `stream` folds to, its revision, and the boot id of its last record ("" if there is none)."""
+    """The pod that `stream` folds to, its revision, and the boot id of its last event ("" if there is none).
+
+    Of its last *event*: a note may be written under a new boot before anybody has told the machines of it.
+    """
     rev, boot = 0, ""
 
     def events() -> Any:
         nonlocal rev, boot
         for record in journal.read_stream(stream):
-            rev, boot = record.rev, record.boot_id
+            rev = record.rev
             if record.kind == "event":
+                boot = record.boot_id
                 yield msgspec.json.decode(record.body, type=Moved)
 
     pod = fold(events())
     return pod, rev, boot
 
 
+class _Waiter:
+    """Somebody who waits for a pod that satisfies `condition`. It is asked at every step, so that none is missed."""
+
+    def __init__(self, condition: Callable[[Pod], bool]) -> None:
+        self._condition = condition
+        self._found: Pod | None = None
+        self._error: Exception | None = None
+        self.told = trio.Event()
+
+    def look(self, pod: Pod) -> None:
+        if self.told.is_set():
+            return
+        try:
+            if not self._condition(pod):
+                return
+            self._found = pod
+        except Exception as error:  # belongs to whoever asked, not to whoever took the step
+            self._error = error
+        self.told.set()
+
+    def answer(self) -> Pod:
+        if self._error is not None:
+            raise self._error
+        assert self._found is not None, "asked before it was told"
+        return self._found
+
+
 class Runtime:
-    """The single writer of one stream. `nursery` runs the effects."""
+    """The single writer of one stream. `nursery` runs the effects.
+
+    `on_step` is called with the pod after every step, and must neither block nor submit. When it raises, whoever
+    submitted is not to blame and cannot help: the error ends the nursery.
+    """
 
     def __init__(
         self,
@@ -69,9 +116,12 @@ class Runtime:
         self._nursery = nursery
         self.on_step = on_step
         self._lock = trio.Lock()
-        self._changed = trio.Condition()
+        self._waiters: dict[_Waiter, None] = {}
         self._running: dict[tuple[str, str], trio.CancelScope] = {}
-        self._projected: dict[bytes, bytes | None] = {}
+        # What a former life of this runtime has projected is written once more, but for what it deleted: such a name may
+        # be somebody else's by now.
+        gone = {key for key, value in project(self.pod, stream).items() if value is None}
+        self._projected: dict[bytes, bytes | None] = dict.fromkeys(gone)
 
     async def submit(self, given: Input, actor: Facts | None = None) -> Step:
         """Decide `given`, make it durable, adopt it, and start what it asks for.
@@ -86,14 +136,32 @@ class Runtime:
                 step = decide(self.pod, given)
                 pod = fold(_moves(step), self.pod)
                 await self._append(step, pod, self._requirements(given), actor)
-                self.pod = pod
-            for intent in step.intents:
-                self._start(intent, resume=False)
-            self._cancel_left_behind()
-            self.on_step(self.pod)
-            async with self._changed:
-                self._changed.notify_all()
+                self._adopt(step, pod)
         return step
+
+    async def report(self, given: Outcome | Observation) -> Step:
+        """Submit what has happened. That cannot be refused, so a journal that is busy or full is waited for."""
+        complained = False
+        while True:
+            try:
+                return await self.submit(given)
+            except (JournalBusy, JournalDiskFull) as error:
+                if not complained:
+                    print(f"supervisor: waiting for the journal: {error}", file=sys.stderr, flush=True)
+                complained = True
+            await trio.sleep(JOURNAL_RETRY_S)
+
+    def _adopt(self, step: Step, pod: Pod) -> None:
+        self.pod = pod
+        for intent in step.intents:
+            self._start(intent, resume=False)
+        self._cancel_left_behind()
+        try:
+            self.on_step(pod)
+        except Exception as error:
+            self._nursery.start_soon(_raise, error)
+        for waiter in self._waiters:
+            waiter.look(pod)
 
     def _requirements(self, given: Input) -> dict[bytes, bytes | None]:
         if isinstance(given, CreateSandbox):
@@ -123,30 +191,36 @@ class Runtime:
 
     async def note(self, kind: str, type_: str, body: Facts) -> None:
         """Append one record that moves nothing (what a signal or a resource update led to)."""
-        from kata_fsm.machines.vocab import Draft
-
         with trio.CancelScope(shield=True):
             async with self._lock:
                 await self._append(Step((Draft(kind, type_, body),), ()), self.pod, {}, None)
 
     async def until(self, condition: Callable[[Pod], bool]) -> Pod:
-        """Wait until the pod satisfies `condition`, and answer it."""
-        async with self._changed:
-            while not condition(self.pod):
-                await self._changed.wait()
-            return self.pod
+        """Wait until the pod satisfies `condition`; the first pod that did, which may have moved on since."""
+        waiter = _Waiter(condition)
+        waiter.look(self.pod)
+        self._waiters[waiter] = None
+        try:
+            await waiter.told.wait()
+        finally:
+            del self._waiters[waiter]
+        return waiter.answer()
 
     async def resume(self) -> None:
         """Start every outstanding effect again, looking first whether it has been brought about already.
 
         A sandbox that is going down acquires nothing more: what it was acquiring counts as failed, which undoes it.
         """
-        for intent in [intent for intent in outstanding(self.pod) if intent.key not in self._running]:
+        for intent in self._idle():
             if intent.kind in ACQUIRING and self.pod.sandbox.state == sandbox.STOPPING:
                 why = "it was under way when its sandbox began to go down and its supervisor ended"
-                await self.submit(EffectFailed(intent.kind, intent.subject, "recovery", why))
-            elif intent.key not in self._running:
-                self._start(intent, resume=True)
+                await self.report(EffectFailed(intent.kind, intent.subject, "recovery", why))
+        for intent in self._idle():
+            self._start(intent, resume=True)
+
+    def _idle(self) -> list[Intent]:
+        """Outstanding effects that nobody is performing."""
+        return [intent for intent in outstanding(self.pod) if intent.key not in self._running]
 
     def _start(self, intent: Intent, *, resume: bool) -> None:
         scope = trio.CancelScope()
@@ -161,34 +235,57 @@ class Runtime:
 
     async def _perform(self, intent: Intent, scope: trio.CancelScope, resume: bool) -> None:
         started = self.world.mono_ns()
-        outcome: EffectDone | EffectFailed | None = None
-        with scope:
-            outcome = await self._attempt(intent, resume)
+        why = "its state was left while it was under way"
+        outcome: Outcome = EffectFailed(intent.kind, intent.subject, "cancelled", why)
+        try:
+            with scope:
+                result = await self._attempt(intent, resume)
+                outcome = EffectDone(intent.kind, intent.subject, result)
+        except Exception as error:
+            outcome = _failure(intent, error)
         if self._running.get(intent.key) is scope:
             del self._running[intent.key]
         ms = round((self.world.mono_ns() - started) / 1e6, 3)
-        if outcome is None:
-            outcome = EffectFailed(
-                intent.kind, intent.subject, "cancelled", "its state was left while it was under way"
-            )
-        await self.submit(msgspec.structs.replace(outcome, ms=ms))
+        await self._conclude(msgspec.structs.replace(outcome, ms=ms))
 
-    async def _attempt(self, intent: Intent, resume: bool) -> EffectDone | EffectFailed:
+    async def _attempt(self, intent: Intent, resume: bool) -> Facts:
         handler = self.handlers.get(intent.kind)
+        if handler is None:
+            raise Bug(f"there is no handler for `{intent.kind}`")
+        if resume:
+            observed = await handler.probe(intent)
+            if observed.done:
+                return observed.result
+        return await handler.perform(intent)
+
+    async def _conclude(self, outcome: Outcome) -> None:
+        """Report an outcome. One that no record can hold becomes a failure that says so as well as it can."""
         try:
-            if handler is None:
-                raise Bug(f"there is no handler for `{intent.kind}`")
-            if resume:
-                observed = await handler.probe(intent)
-                if observed.done:
-                    return EffectDone(intent.kind, intent.subject, observed.result)
-            return EffectDone(intent.kind, intent.subject, await handler.perform(intent))
-        except EffectError as error:
-            return EffectFailed(intent.kind, intent.subject, error.phase, error.message, error.evidence)
-        except Exception as error:  # an effect that fails in a way of its own must still drive the machines to undo
-            return EffectFailed(
-                intent.kind, intent.subject, "unexpected", f"{type(error).__name__}: {error}", {"bug": True}
-            )
+            await self.report(outcome)
+        except (InvalidAppend, TypeError, ValueError, OverflowError, RecursionError) as error:
+            if isinstance(outcome, EffectFailed):
+                phase, told = outcome.phase, outcome.message
+            else:
+                phase, told = "unexpected", f"its result cannot be recorded: {error}"
+            message = told.encode("utf-8", "backslashreplace").decode()[:OUTCOME_MESSAGE_CHARS_MAX]
+            evidence = {"bug": True, "unrecorded": str(error)[:OUTCOME_MESSAGE_CHARS_MAX]}
+            await self.report(EffectFailed(outcome.kind, outcome.subject, phase, message, evidence, outcome.ms))
+
+
+async def _raise(error: Exception) -> None:
+    raise error
+
+
+def _failure(intent: Intent, error: Exception) -> EffectFailed:
+    """What is recorded of an effect that raised: one that fails in a way of its own must still be undone."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    if isinstance(error, EffectError):
+        hint = {"hint": error.hint} if error.hint else {}
+        return EffectFailed(intent.kind, intent.subject, error.phase, error.message, {**error.evidence, **hint})
+    print(f"supervisor: `{intent.kind}` failed unexpectedly", file=sys.stderr)
+    sys.excepthook(type(error), error, error.__traceback__)
+    return EffectFailed(intent.kind, intent.subject, "unexpected", f"{type(error).__name__}: {error}", {"bug": True})
 
 
 def _moves(step: Step) -> list[Moved]:

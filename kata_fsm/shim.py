@@ -9,7 +9,7 @@ if it were the workload itself.
 It outlives its supervisor. When the connection ends without an exit code, it first empties the old pipes, so that its
 count of delivered bytes is exact, then starts a supervisor where none is (`supervisor.lock` is free), connects again and
 offers everything anew. stdin needs nothing: what the old supervisor had not consumed is still in the socket pair, of
-which the shim keeps both ends; the offset of its first unread byte is `stdin_sent` less what is unread.
+which the shim keeps both ends; `stdin_taken`, the offset of its first unread byte, is what was sent less what is unread.
 
 SIGSEGV, SIGBUS, SIGFPE and SIGILL are not caught: a handler for a real fault would spin. SIGKILL ends the shim alone; the
 container lives on. Small on purpose (one per process of every container): C modules and `os` only.
@@ -167,6 +167,7 @@ class Shim:
             "start_ticks": start_ticks(),
             "delivered": {output.name: output.delivered for output in self.outputs},
             "stdin_sent": self.input.sent,
+            "stdin_taken": self.input.taken,
             "stdin_eof": self.input.eof,
             "tty": self.options.tty,
             "winsize": window_size() if self.options.tty else None,

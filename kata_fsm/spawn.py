@@ -185,4 +185,33 @@ def _reported(reply: bytes, stream: str, log: str) -> Exception:
             error = None
         if isinstance(error, dict):
             return RemoteError(error)
-    return SupervisorGone(f"the supervisor of `{stream}` ended before it was ready", hint=f"its log is `{log}`")
+    said = _last_words(log)
+    return SupervisorGone(f"the supervisor of `{stream}` ended before it was ready" + (f": {said}" if said else ""))
+
+
+def _last_words(path: str) -> str:
+    """The last line of a log; empty when there is none. A supervisor that was killed, or met a bug of ours, reports
+    nothing itself."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _REPLY_BYTES_MAX))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return ""
+    return next((line.decode("utf-8", "replace").strip() for line in reversed(lines) if line.strip()), "")
+
+
+def forget(uid: str) -> None:
+    """Take away what was made for a supervisor that never came to be: nobody else will."""
+    paths = Paths(uid)
+    for path in (paths.supervisor_lock, paths.supervisor_sock, paths.supervisor_log):
+        _quietly(os.unlink, path)
+    for path in (paths.base, paths.logs, os.path.dirname(paths.base), os.path.dirname(paths.logs)):
+        _quietly(os.rmdir, path)
+
+
+def _quietly(remove: "Callable[[str], None]", path: str) -> None:
+    try:
+        remove(path)
+    except OSError:
+        pass  # it is not there, or it holds what is not ours to take

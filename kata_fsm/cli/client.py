@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import select
+import signal
 import sys
 from typing import Any
 
@@ -13,7 +15,7 @@ from kata_fsm.cli.context import Context
 from kata_fsm.cli.lookup import Found
 from kata_fsm.control import Connection, raise_error
 from kata_fsm.errors import SupervisorGone
-from kata_fsm.limits import VERB_REPLY_S
+from kata_fsm.limits import PROCESS_KILL_WAIT_S, SUPERVISOR_SILENT_S, VERB_REPLY_S
 from kata_fsm.world import Paths
 
 
@@ -67,9 +69,52 @@ def connect(sandbox: str, stream: str) -> Connection:
     return Connection(paths.supervisor_sock, timeout_s=VERB_REPLY_S)
 
 
+def end_silent(stream: str) -> None:
+    """End a supervisor that does not answer (stopped, or stuck in the kernel), so that another can take its place.
+
+    It may be killed at any instant without harm: that is what its journal is for.
+    """
+    path = Paths(spawn.uid_of(stream)).supervisor_sock
+    try:
+        probe = Connection(path, timeout_s=SUPERVISOR_SILENT_S)
+    except SupervisorGone:
+        return
+    with probe:
+        try:
+            probe.send({"op": "ping"})
+            probe.receive()
+        except SupervisorGone:
+            _kill(probe.peer_pid(), stream)
+
+
+def _kill(pid: int, stream: str) -> None:
+    """SIGKILL the supervisor of `stream` if `pid` is it, and wait until it is gone."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            if stream.encode() not in file.read().split(b"\0"):
+                return
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        poller.poll(int(PROCESS_KILL_WAIT_S * 1000))
+    except OSError:
+        pass  # it has just ended
+    finally:
+        os.close(pidfd)
+
+
 def ask(context: Context, found: Found, op: str, **arguments: Any) -> dict[str, Any]:
     """One command about one container, and its reply. Raises `RemoteError` with the supervisor's own error."""
-    message = {"op": op, "actor": actor(context), "container": found.key, **arguments}
-    with connect(found.sandbox, found.stream) as connection:
+    return ask_for(context, found.sandbox, found.stream, found.key, op, **arguments)
+
+
+def ask_for(context: Context, sandbox: str, stream: str, key: str, op: str, **arguments: Any) -> dict[str, Any]:
+    """The same, for a container of which only the names are known."""
+    message = {"op": op, "actor": actor(context), "container": key, **arguments}
+    with connect(sandbox, stream) as connection:
         connection.send(message)
         return raise_error(connection.receive())

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from journal import JournalError
 from kata_fsm import spawn
 from kata_fsm.cli import client, console, log, lookup, shims
 from kata_fsm.cli.context import Context
@@ -22,7 +23,7 @@ from kata_fsm.cli.log import rfc3339
 from kata_fsm.config.load import load as load_config
 from kata_fsm.config.settings import Settings, hypervisor_settings
 from kata_fsm.control import Connection, raise_error
-from kata_fsm.errors import CallerError, SpecError, SupervisorGone, UsageError, WorldError
+from kata_fsm.errors import CallerError, KataFsmError, SpecError, SupervisorGone, UsageError, WorldError
 from kata_fsm.limits import VERB_REPLY_S
 from kata_fsm.oci import guest
 from kata_fsm.oci.check import check
@@ -30,9 +31,13 @@ from kata_fsm.oci.names import check_id
 from kata_fsm.oci.redact import redacted
 from kata_fsm.oci.sandbox import Place, place_of
 from kata_fsm.oci.spec import Loaded, load
-from kata_fsm.world import WORLD, Paths
+from kata_fsm.world import WORLD
 
 _LAST_WORDS_S = 3.0
+
+
+class ShimDied(WorldError):
+    """The shim ended while its process was being brought about."""
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -148,6 +153,7 @@ def sandbox_message(
         "root": os.path.realpath(context.root),
         "hypervisor": hypervisor_settings(settings),
         "config_origin": settings.origin,
+        "boot_timeout_s": settings.agent.dial_timeout,
         "netns": adapted.netns,
         "network_model": "none",
         "hostname": loaded.spec.hostname or "",
@@ -190,32 +196,40 @@ def _create_in(
             )
         stream = home.stream
         connection = client.connect(home.sandbox, stream)
-    with connection:
-        connection.send(message)
-        pid, shim_pid = attend(
-            context,
-            connection,
-            lambda reply: shims.plan_from(
-                reply, sandbox=place.sandbox, stream=stream, preserve_fds=request.preserve_fds, **terminal.stdio()
-            ),
-        )
+    try:
+        with connection:
+            connection.send(message)
+            pid, shim_pid = attend(
+                context,
+                connection,
+                lambda reply: shims.plan_from(
+                    reply, sandbox=place.sandbox, stream=stream, preserve_fds=request.preserve_fds, **terminal.stdio()
+                ),
+            )
+    except (SupervisorGone, ShimDied) as error:
+        _take_back(context, request, place, stream)
+        raise WorldError(f"cannot create container `{request.id}`: {error}", hint=error.hint) from error
     return Created(place.sandbox, stream, pid, shim_pid, loaded.terminal)
+
+
+def _take_back(context: Context, request: Request, place: Place, stream: str) -> None:
+    """Our supervisor ended or went silent half way: another one undoes what it had begun, as far as it can be reached."""
+    if lookup.find(context, request.id) is None:
+        if place.is_new:
+            spawn.forget(spawn.uid_of(stream))
+        return
+    try:
+        client.end_silent(stream)
+        client.ask_for(context, place.sandbox, stream, request.id, "delete", force=True)
+    except (KataFsmError, JournalError) as error:
+        log.warn(context, f"what was begun for container `{request.id}` could not be undone: {error}")
 
 
 def _start_new(sandbox: str, stream: str, uid: str) -> None:
     try:
         spawn.start_supervisor(sandbox, stream, resume=False)
     except Exception:
-        # It never came to be: take away what was made for it, as far as it is still empty.
-        for path in (Paths(uid).supervisor_lock, Paths(uid).supervisor_sock):
-            try:
-                os.unlink(path)
-            except OSError:
-                pass
-        try:
-            os.rmdir(Paths(uid).base)
-        except OSError:
-            pass
+        spawn.forget(uid)
         raise
 
 
@@ -282,6 +296,13 @@ def _await_reply(connection: Connection, shim_pid: int) -> dict[str, Any]:
         return connection.receive()
     connection.settimeout(_LAST_WORDS_S)
     try:
-        return connection.receive()
-    except SupervisorGone as error:
-        raise WorldError("the shim ended before the container was created") from error
+        raise_error(connection.receive())
+    except SupervisorGone:
+        pass
+    # Even if all else went well: the pid that the caller would get names nobody.
+    raise ShimDied(f"the shim {_how_ended(shim_pid)} before it could be of use")
+
+
+def _how_ended(pid: int) -> str:
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"

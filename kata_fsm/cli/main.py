@@ -163,12 +163,13 @@ def _dispatch(argv: list[str], context: Context) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """An error as the one line that stderr and the log get."""
+    """An error as the one line that stderr and the log get. What it quotes may hold anything: a terminal is not obeyed."""
     text = str(error) or type(error).__name__
     hint = getattr(error, "hint", None)
     if hint:
         text += f" ({hint})"
-    return " ".join(text.split())
+    text = " ".join(text.split())
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _fail(context: Context, error: BaseException, code: int) -> int:
@@ -222,8 +223,21 @@ def main(argv: list[str]) -> int:
     return code
 
 
+def _open_standard_descriptors() -> None:
+    """Make sure that 0 to 2 are open: what is opened next would take their place, and then be taken for them."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # It takes the lowest free number, which is this one.
+            os.set_inheritable(os.open("/dev/null", os.O_RDWR), True)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)
+
+
 def console_main() -> None:
     """The installed command. Leaves at once: there is nothing to finalise, and interpreter shutdown costs CPU."""
+    _open_standard_descriptors()
     code = main(sys.argv[1:])
     try:
         sys.stdout.flush()

@@ -17,6 +17,7 @@ from kata_fsm.errors import WorldError
 from kata_fsm.shim import set_namespace
 
 _REPORT_BYTES = 4096
+_OUT_OF_THE_WAY = 10
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -71,6 +72,8 @@ def start(plan: Plan) -> tuple[int, list[str]]:
 
 def _child(plan: Plan, homes: list[str], report: int) -> NoReturn:
     try:
+        # Out of the way of everything that is put in its place below.
+        report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, max(3 + plan.preserve_fds, _OUT_OF_THE_WAY))
         _become(plan, homes, report)
     except BaseException as error:
         os.write(report, f"!{error}\n".encode("utf-8", "replace"))
@@ -87,9 +90,12 @@ def _become(plan: Plan, homes: list[str], report: int) -> None:
         with open(plan.netns, "rb") as namespace:
             set_namespace(namespace.fileno())
     os.setsid()
-    report = _place(plan, report)
+    _place(plan, report)
     if plan.own_terminal:
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        try:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        except OSError as error:
+            raise WorldError(f"its terminal has been closed by whoever was given it: {error.strerror}") from error
     os.chdir("/")
     argv = spawn.command("shim", plan.sandbox, "--stream", plan.stream, "--container", plan.container)
     argv += ["--process", plan.process, *(["--tty"] if plan.tty else [])]
@@ -99,10 +105,9 @@ def _become(plan: Plan, homes: list[str], report: int) -> None:
     os.execve(argv[0], argv, environment)
 
 
-def _place(plan: Plan, report: int) -> int:
+def _place(plan: Plan, report: int) -> None:
     """Put stdio at 0 to 2, keep what is to be preserved after it, and close all else but the report pipe."""
     first_free = 3 + plan.preserve_fds
-    report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, max(first_free, 10))
     sources = [
         fd if fd == at else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, report + 1) for at, fd in enumerate(plan.stdio)
     ]
@@ -116,4 +121,3 @@ def _place(plan: Plan, report: int) -> int:
             os.set_inheritable(fd, True)
         except OSError:
             pass  # the caller promised more descriptors than it gave
-    return report

@@ -52,7 +52,7 @@ def _read(path: str) -> dict[str, Any]:
         raise UsageError(f"configuration file `{path}` is larger than {FILE_BYTES_MAX} bytes")
     try:
         document: dict[str, Any] = tomli.loads(data.decode("utf-8"))
-    except (tomli.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomli.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"configuration file `{path}` is not TOML: {error}") from error
     return document
 

@@ -43,6 +43,7 @@ class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[agent.kata]`."""
 
     enable_debug: bool = False
+    dial_timeout: Positive | None = None  # seconds, from QEMU's start until the agent has answered
 
 
 class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -39,6 +39,11 @@ def last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
+def last_lines(text: str, count: int) -> list[str]:
+    """The last `count` lines with something in them, oldest first."""
+    return [line.strip() for line in text.splitlines() if line.strip()][-count:]
+
+
 def cut(path: str, size_max: int = limits.CONSOLE_LOG_BYTES_MAX) -> bool:
     """Cut `path` down to its last quarter once it is larger than `size_max` bytes; whether that was needed.
 

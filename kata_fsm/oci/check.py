@@ -11,9 +11,11 @@ import os
 
 from kata_fsm.errors import SpecError
 from kata_fsm.oci.spec import (
+    CAPABILITIES,
     HOSTNAME_BYTES_MAX,
     NAMESPACE_TYPES,
-    RLIMIT,
+    RLIMITS,
+    Capabilities,
     Device,
     Hooks,
     Linux,
@@ -82,10 +84,23 @@ def check_process(process: Process, *, where: str = "config.json", prefix: str =
             if "\0" in word:
                 raise wrong(f"{field}[{index}]", "contains a NUL byte")
     for index, limit in enumerate(process.rlimits or []):
-        if not RLIMIT.match(limit.type):
+        if limit.type not in RLIMITS:
             raise wrong(f"rlimits[{index}].type", f"`{limit.type}` is no resource limit")
         if limit.soft > limit.hard:
             raise wrong(f"rlimits[{index}]", f"soft limit {limit.soft} is above hard limit {limit.hard}")
+
+
+def unknown_capabilities(process: Process) -> list[str]:
+    """One line for each capability that the guest's kernel does not have. No error: engines of tomorrow send new ones,
+    and runc and crun go without them as well."""
+    given = process.capabilities
+    sets = [given] if isinstance(given, list) else _capability_sets(given)
+    unknown = sorted({name for names in sets for name in names or [] if name.upper() not in CAPABILITIES})
+    return [f"`{name}` is not applied: the guest does not know it" for name in unknown]
+
+
+def _capability_sets(given: Capabilities | None) -> list[list[str] | None]:
+    return [] if given is None else [getattr(given, name) for name in given.__struct_fields__]
 
 
 def is_bind(mount: Mount) -> bool:

@@ -7,23 +7,12 @@ from typing import Any
 
 from kata_fsm import __version__
 from kata_fsm.oci.check import GUEST_MOUNT_TYPES
+from kata_fsm.oci.spec import CAPABILITIES
 
 
 def _words(text: str) -> list[str]:
     return text.split()
 
-
-CAPABILITIES = [
-    "CAP_" + name
-    for name in _words(
-        "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE "
-        "NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT "
-        "SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE "
-        "AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ "
-        "PERFMON BPF CHECKPOINT_RESTORE "
-    )
-]
-"""The 41 capabilities of the guest's kernel."""
 
 MOUNT_OPTIONS = _words(
     "async atime bind defaults dev diratime dirsync exec iversion lazytime loud mand noatime nodev "

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from kata_fsm.oci.check import is_bind
+from kata_fsm.oci.check import is_bind, unknown_capabilities
 from kata_fsm.oci.sandbox import CONTAINER
 from kata_fsm.oci.spec import Document, Linux, Loaded, Mount, fault
 
@@ -130,6 +130,7 @@ class _Draft:
     def __init__(self, loaded: Loaded, key: str, look: Look) -> None:
         self.document: Document = copy.deepcopy(loaded.document)
         self.bundle = loaded.bundle
+        self.process = loaded.spec.process
         self.key = key
         self.look = look
         self.binds: list[Bind] = []
@@ -216,6 +217,10 @@ class _Draft:
             self.drop(guest.get("cpu", {}), name, "the guest numbers its processors itself", "linux.resources.cpu")
 
     def labels(self) -> None:
+        if self.process is not None:
+            self.warnings += [
+                f"config.json: `process.capabilities`: {line}" for line in unknown_capabilities(self.process)
+            ]
         process = self.section("process")
         self.drop(process, "apparmorProfile", "the guest has no AppArmor", "process")
         self.drop(process, "selinuxLabel", "the guest has no SELinux", "process")

@@ -9,7 +9,7 @@ from typing import Any
 
 from kata_fsm.errors import SpecError, UsageError
 from kata_fsm.oci import spec
-from kata_fsm.oci.check import check_process
+from kata_fsm.oci.check import check_process, unknown_capabilities
 
 Document = dict[str, Any]
 
@@ -32,8 +32,11 @@ def from_options(options: argparse.Namespace, pattern: Document | None) -> tuple
     document = _from_file(options.process) if options.process else _from_pattern(options, pattern)
     if options.tty:
         document["terminal"] = True
-    _check(document, f"process file `{options.process}`" if options.process else "exec")
-    return document, _drop_labels(document)
+    where = f"process file `{options.process}`" if options.process else "exec"
+    typed = spec.convert(document, spec.Process, where=where)
+    check_process(typed, where=where, prefix="")
+    unknown = [f"{where}: `capabilities`: {line}" for line in unknown_capabilities(typed)]
+    return document, [*unknown, *_drop_labels(document)]
 
 
 def _from_file(path: str) -> Document:
@@ -91,6 +94,7 @@ def _set_user(document: Document, user: str | None, gids: list[str]) -> None:
 def _add_capabilities(document: Document, names: list[str]) -> None:
     if not names:
         return
+    names = [_capability(name) for name in names]
     found = document.get("capabilities") or {}
     if isinstance(found, list):  # the form of specifications before 1.0
         found = {name: list(found) for name in (*CAPABILITY_SETS, "inheritable")}
@@ -100,9 +104,12 @@ def _add_capabilities(document: Document, names: list[str]) -> None:
     document["capabilities"] = found
 
 
-def _check(document: Document, where: str) -> None:
-    typed = spec.convert(document, spec.Process, where=where)
-    check_process(typed, where=where, prefix="")
+def _capability(word: str) -> str:
+    """`CAP_KILL`, from that, `cap_kill` or `KILL`. One that nobody knows would be ignored in the guest, without a word."""
+    name = "CAP_" + word.upper().removeprefix("CAP_")
+    if name not in spec.CAPABILITIES:
+        raise UsageError(f"exec: there is no capability `{word}`", hint="`kata-fsm features` lists them")
+    return name
 
 
 def _drop_labels(document: Document) -> list[str]:

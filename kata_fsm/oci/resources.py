@@ -47,7 +47,7 @@ _PLACES = {
     "pids-limit": ("pids", "limit"),
 }
 _SIZED = ("memory", "memory-reservation", "memory-swap")
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(?:i?b)?\Z", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(?:i?b)?\Z", re.IGNORECASE | re.ASCII)
 _DROPPED = {
     "blockIO": "the guest has no disks",
     "network": "the network belongs to the host",

@@ -10,20 +10,41 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from typing import Annotated, Any
 
 import msgspec
 
 from kata_fsm.errors import SpecError
-from kata_fsm.limits import SPEC_BYTES_MAX
+from kata_fsm.limits import SPEC_BYTES_MAX, SPEC_DEPTH_MAX
 
 Document = dict[str, Any]
 Uint32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Int64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+Count = Annotated[int, msgspec.Meta(ge=0)]  # of 64 bits: `_check_values` looks, msgspec knows no bound so high
 
 HOSTNAME_BYTES_MAX = 64
 NAMESPACE_TYPES = ("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time")
-RLIMIT = re.compile(r"RLIMIT_[A-Z]+\Z")
+CAPABILITIES = [
+    "CAP_" + name
+    for name in (
+        *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID"),
+        *("SETPCAP", "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW"),
+        *("IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT"),
+        *("SYS_ADMIN", "SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE"),
+        *("AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM"),
+        *("BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE"),
+    )
+]
+"""The 41 capabilities of the guest's kernel."""
+
+RLIMITS = frozenset(
+    "RLIMIT_" + name
+    for name in (
+        *("AS", "CORE", "CPU", "DATA", "FSIZE", "LOCKS", "MEMLOCK", "MSGQUEUE"),
+        *("NICE", "NOFILE", "NPROC", "RSS", "RTPRIO", "RTTIME", "SIGPENDING", "STACK"),
+    )
+)
 
 
 class _Section(msgspec.Struct, frozen=True, rename="camel"):
@@ -38,8 +59,8 @@ class User(_Section, frozen=True):
 
 
 class ConsoleSize(_Section, frozen=True):
-    height: Count = 0
-    width: Count = 0
+    height: Uint32 = 0
+    width: Uint32 = 0
 
 
 class Capabilities(_Section, frozen=True):
@@ -68,7 +89,7 @@ class Process(_Section, frozen=True):
     no_new_privileges: bool | None = None
     apparmor_profile: str | None = None
     selinux_label: str | None = None
-    oom_score_adj: int | None = None
+    oom_score_adj: Int64 | None = None
 
 
 class Root(_Section, frozen=True):
@@ -95,7 +116,7 @@ class Hook(_Section, frozen=True):
     path: str
     args: list[str] | None = None
     env: list[str] | None = None
-    timeout: int | None = None
+    timeout: Int64 | None = None
 
 
 class Hooks(_Section, frozen=True):
@@ -115,9 +136,9 @@ class Namespace(_Section, frozen=True):
 class Device(_Section, frozen=True):
     type: str
     path: str
-    major: int | None = None
-    minor: int | None = None
-    file_mode: Count | None = None
+    major: Int64 | None = None
+    minor: Int64 | None = None
+    file_mode: Uint32 | None = None
     uid: Uint32 | None = None
     gid: Uint32 | None = None
 
@@ -125,33 +146,33 @@ class Device(_Section, frozen=True):
 class DeviceRule(_Section, frozen=True):
     allow: bool
     type: str | None = None
-    major: int | None = None
-    minor: int | None = None
+    major: Int64 | None = None
+    minor: Int64 | None = None
     access: str | None = None
 
 
 class Memory(_Section, frozen=True):
-    limit: int | None = None
-    reservation: int | None = None
-    swap: int | None = None
-    kernel: int | None = None
-    kernel_tcp: int | None = msgspec.field(name="kernelTCP", default=None)
-    swappiness: int | None = None
+    limit: Int64 | None = None
+    reservation: Int64 | None = None
+    swap: Int64 | None = None
+    kernel: Int64 | None = None
+    kernel_tcp: Int64 | None = msgspec.field(name="kernelTCP", default=None)
+    swappiness: Annotated[int, msgspec.Meta(ge=0, le=100)] | None = None
     disable_oom_killer: bool | None = msgspec.field(name="disableOOMKiller", default=None)
 
 
 class Cpu(_Section, frozen=True):
     shares: Count | None = None
-    quota: int | None = None
+    quota: Int64 | None = None
     period: Count | None = None
-    realtime_runtime: int | None = None
+    realtime_runtime: Int64 | None = None
     realtime_period: Count | None = None
     cpus: str | None = None
     mems: str | None = None
 
 
 class Pids(_Section, frozen=True):
-    limit: int | None = None
+    limit: Int64 | None = None
 
 
 class Resources(_Section, frozen=True):
@@ -223,6 +244,8 @@ def fault(field: str, problem: str, *, where: str = "config.json", hint: str | N
 
 def convert(document: object, type_: type[Any], *, where: str, prefix: str = "") -> Any:
     """`document` as `type_`. Raises `SpecError` with the path of the field that is wrong, and what is wrong with it."""
+    if isinstance(document, dict):
+        _check_values(document, where)
     try:
         return msgspec.convert(document, type_)
     except msgspec.ValidationError as error:
@@ -248,12 +271,48 @@ def parse(data: bytes, type_: type[Any], *, where: str) -> tuple[Any, Document]:
     if len(data) > SPEC_BYTES_MAX:
         raise SpecError(f"{where}: larger than {SPEC_BYTES_MAX} bytes")
     try:
+        data.decode("utf-8")
         document = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{where}: not JSON: not UTF-8 at byte {error.start}") from error
+    except RecursionError as error:
+        raise SpecError(f"{where}: nested more than {SPEC_DEPTH_MAX} levels deep") from error
+    except msgspec.DecodeError as error:
         raise SpecError(f"{where}: not JSON: {error}") from error
     if not isinstance(document, dict):
         raise SpecError(f"{where}: not a JSON object")
     return convert(document, type_, where=where), document
+
+
+def _check_values(document: Document, where: str) -> None:
+    """Refuse what no field can hold, whether we know it or not, because what we do not know reaches the guest as it is:
+    strings with a NUL byte, integers of more than 64 bits, and nesting that a recursive reader could not follow."""
+    level: list[tuple[str, object]] = [("", document)]
+    for _ in range(SPEC_DEPTH_MAX):
+        inner: list[tuple[str, object]] = []
+        for path, value in level:
+            if isinstance(value, dict):
+                for name in value:
+                    _check_scalar(path, name, where)
+                inner += [(f"{path}.{name}" if path else name, item) for name, item in value.items()]
+            elif isinstance(value, list):
+                inner += [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+            else:
+                _check_scalar(path, value, where)
+        if not inner:
+            return
+        level = inner
+    raise fault(level[0][0][:_SHOWN_PATH_CHARACTERS], f"nested more than {SPEC_DEPTH_MAX} levels deep", where=where)
+
+
+def _check_scalar(path: str, value: object, where: str) -> None:
+    if isinstance(value, str) and "\0" in value:
+        raise fault(path, "contains a NUL byte", where=where)
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        raise fault(path, "does not fit into 64 bits", where=where)
+
+
+_SHOWN_PATH_CHARACTERS = 64
 
 
 def read_file(path: str) -> bytes:
@@ -266,6 +325,8 @@ def load(bundle: str) -> Loaded:
     """The specification of the bundle directory `bundle` (absolute). Raises `SpecError`."""
     path = os.path.join(bundle, "config.json")
     try:
+        if stat.S_ISFIFO(os.stat(path).st_mode):
+            raise SpecError(f"`{path}` is a pipe, not a file")  # to open it would wait for a writer, perhaps for ever
         data = read_file(path)
     except OSError as error:
         raise SpecError(

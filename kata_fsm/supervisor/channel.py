@@ -57,7 +57,7 @@ class Channel:
                 data, ancillary, _, _ = await self._socket.recvmsg(
                     _READ_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
                 )
-            except OSError:
+            except (OSError, trio.ClosedResourceError):  # broken by the peer, or closed by us in another task
                 data, ancillary = b"", []
             self._fds += received_fds(ancillary)
             if not data:

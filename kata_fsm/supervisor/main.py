@@ -12,16 +12,19 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import socket
 import sys
 import time
+import traceback
 from typing import Any
 
 import trio
 
 from journal import Journal, JournalError
 from kata_fsm import control, limits
-from kata_fsm.errors import KataFsmError, WorldError
+from kata_fsm.effects import process
+from kata_fsm.errors import Bug, KataFsmError, WorldError
 from kata_fsm.machines import outstanding, sandbox
 from kata_fsm.world import WORLD, Paths, journal_dir
 
@@ -43,6 +46,7 @@ class Options:
         found = parser.parse_args(argv)
         self.sandbox: str = found.sandbox
         self.stream: str = found.stream or found.resume
+        self.is_new = bool(found.stream)
         self.ready_fd: int = found.ready_fd
         self.uid = self.stream.rpartition("@")[2]
 
@@ -59,8 +63,7 @@ def _report(fd: int, message: bytes) -> None:
 
 def _lock(path: str) -> int | None:
     """The descriptor that holds the sandbox's lock until we end; None when another supervisor has it."""
-    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = _open_lock(path)
     deadline = WORLD.mono_ns() + int(limits.LOCK_PROBE_S * 1e9)
     while True:
         try:
@@ -71,7 +74,33 @@ def _lock(path: str) -> int | None:
                 return None
             time.sleep(limits.LOCK_PROBE_S / 100)
             continue
-        return fd
+        if _is_at(fd, path):
+            return fd
+        # Its last holder removed it together with the sandbox, or is about to make it anew.
+        os.close(fd)
+        fd = _open_lock(path)
+
+
+def _open_lock(path: str) -> int:
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _is_at(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _require_space(paths: Paths) -> None:
+    """Refuse a new sandbox on a full disk. Asked before the journal is opened: LMDB maps its files, and writing to a map
+    that the disk cannot hold is the end of a process. One that exists already is supervised whatever the disk says."""
+    from kata_fsm.effects.hypervisor.host import require_space
+
+    for directory in (paths.base, journal_dir()):
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        require_space(directory)
 
 
 def _await_other(paths: Paths) -> bool:
@@ -188,6 +217,9 @@ async def _drain(server: Any) -> None:
     with trio.move_on_after(limits.PROCESS_KILL_WAIT_S):
         while server.requests or server.shims:
             await trio.sleep(0.005)
+    for shim in server.forced:
+        # It is stopped, or whoever reads its output has stopped reading: with `--force` nothing is left behind.
+        process.kill(shim, signal.SIGKILL)
 
 
 def main(argv: list[str]) -> int:
@@ -201,11 +233,42 @@ def main(argv: list[str]) -> int:
                 raise WorldError("another supervisor holds the sandbox's lock and does not answer")
             _report(options.ready_fd, READY)
             return 0
+        if options.is_new:
+            _require_space(paths)
         with Journal.open(journal_dir(), lock_timeout_s=limits.JOURNAL_LOCK_S) as journal:
             trio.run(Supervisor(options).run, journal)
     except (KataFsmError, JournalError, OSError) as error:
-        wire = error.to_wire() if isinstance(error, KataFsmError) else WorldError(str(error)).to_wire()
-        print(f"supervisor: {wire['message']}", file=sys.stderr)
-        _report(options.ready_fd, control.encode({"error": wire})[control.HEADER_BYTES :])
-        return 1
+        return _fail(options, error)
+    except BaseExceptionGroup as group:
+        if not _expected(group):
+            traceback.print_exception(group)
+        return _fail(options, _first(group))
     return 0
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first of what a nursery collected."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _expected(group: BaseExceptionGroup[BaseException]) -> bool:
+    """Whether all of it is the world's fault, so that nobody needs a traceback."""
+    return group.split((KataFsmError, JournalError, OSError))[1] is None
+
+
+def _fail(options: Options, error: BaseException) -> int:
+    if isinstance(error, KataFsmError):
+        wire = error.to_wire()
+    elif isinstance(error, JournalError):
+        wire = WorldError(error.message, hint=error.hint).to_wire()
+    elif isinstance(error, OSError):
+        wire = WorldError(f"the host refused: {error}").to_wire()
+    else:
+        wire = Bug(
+            f"internal error: {type(error).__name__}: {error}", hint="a bug of ours, in the supervisor"
+        ).to_wire()
+    print(f"supervisor: {wire['message']}", file=sys.stderr)
+    _report(options.ready_fd, control.encode({"error": wire})[control.HEADER_BYTES :])
+    return 1

@@ -7,18 +7,21 @@ descriptors, forwards signals and window sizes, and is told the exit code.
 
 from __future__ import annotations
 
-import contextlib
+import sys
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from journal import JournalError
-from kata_fsm.effects.process import identify
-from kata_fsm.errors import CallerError, KataFsmError, WorldError
+from kata_fsm.effects.process import Identity, identify
+from kata_fsm.errors import Bug, CallerError, IllegalTransition, KataFsmError, NotFoundError, WorldError
+from kata_fsm.limits import RETRY_S
 from kata_fsm.machines import process
-from kata_fsm.machines.vocab import AttachShim, Facts
+from kata_fsm.machines.pod import Unit
+from kata_fsm.machines.vocab import EXIT_UNKNOWN, AttachShim, Facts
 from kata_fsm.supervisor.channel import Channel
-from kata_fsm.supervisor.session import Session, Shim, close_all
+from kata_fsm.supervisor.session import SIGNAL_MAX, Session, Shim, close_all
 from kata_fsm.supervisor.verbs import VERBS
 
 if TYPE_CHECKING:
@@ -38,8 +41,10 @@ class Server:
         self.paths = paths
         self._cleaned = cleaned
         self.requests = 0  # being answered
+        self.forced: set[Identity] = set()  # shims of containers whose deletion was forced
         self.shims = 0  # attached and not yet told their exit code
         self.served = trio.Event()  # a first request has come
+        self._execs: dict[str, int] = {}  # the last name that was given out, by container
 
     def wire(self, config: dict[str, Any]) -> None:
         """Build the handlers for a sandbox that was created with `config`. Raises `UsageError` for wrong settings."""
@@ -50,12 +55,26 @@ class Server:
         self.watcher.wiring = wiring
         self.runtime.handlers = wiring.handlers
 
+    def exec_name(self, container_id: str) -> str:
+        """A name for a further process, given out once: several may be on their way in at the same time."""
+        known = [subject.rpartition("/e")[2] for subject, _ in self.runtime.pod.processes_of(container_id)]
+        last = max([int(number) for number in known if number.isdecimal()], default=0)
+        number = self._execs[container_id] = max(last, self._execs.get(container_id, 0)) + 1
+        return f"e{number}"
+
     async def serve(self, listener: trio.socket.SocketType) -> None:
         """Accept for ever."""
-        async with trio.open_nursery() as nursery:
-            while True:
-                client, _ = await listener.accept()
-                nursery.start_soon(self._client, client)
+        with listener:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    try:
+                        client, _ = await listener.accept()
+                    except OSError as error:
+                        # Out of descriptors, or the client is gone already: neither is a reason to leave the others.
+                        print(f"supervisor: cannot accept a connection: {error}", file=sys.stderr, flush=True)
+                        await trio.sleep(RETRY_S)
+                        continue
+                    nursery.start_soon(self._client, client)
 
     async def _client(self, client: trio.socket.SocketType) -> None:
         with Channel(client) as channel:
@@ -68,15 +87,23 @@ class Server:
             self.requests += 1
             self.served.set()
             try:
-                await channel.send(await self._answer(channel, request))
+                await self._reply(channel, await self._answer(channel, request))
             finally:
                 self.requests -= 1
+
+    async def _reply(self, channel: Channel, reply: Facts) -> None:
+        try:
+            await channel.send(reply)
+        except (KataFsmError, TypeError, ValueError) as error:  # the guest may have filled it with what no frame holds
+            await channel.send({"error": WorldError(f"the answer cannot be sent: {error}").to_wire()})
 
     async def _answer(self, channel: Channel, request: dict[str, Any]) -> Facts:
         verb = VERBS.get(str(request.get("op")))
         try:
             if verb is None:
-                raise CallerError(f"there is no request `{request.get('op')}`")
+                raise CallerError(
+                    f"there is no request `{request.get('op')!s:.50}`", hint=f"legal are {', '.join(VERBS)}"
+                )
             return await verb(self, channel, request)
         except KataFsmError as error:
             return {"error": error.to_wire()}
@@ -84,6 +111,9 @@ class Server:
             return {"error": WorldError(error.message, hint=error.hint).to_wire()}
         except OSError as error:
             return {"error": WorldError(f"the host refused: {error}").to_wire()}
+        except Exception as error:  # whoever asked is told; the sandbox is none the worse for it
+            traceback.print_exception(error)
+            return {"error": Bug(f"the supervisor failed unexpectedly: {type(error).__name__}: {error}").to_wire()}
         finally:
             await self._tidied()
 
@@ -97,61 +127,87 @@ class Server:
     async def _shim(self, channel: Channel, hello: dict[str, Any]) -> None:
         subject = f"{hello.get('container')}/{hello.get('process')}"
         fds = channel.take_fds()
-        unit = self.runtime.pod.processes.get(subject)
-        if unit is not None and unit.state == process.CLOSED:
-            close_all(fds)
-            await channel.send({"exit": unit.facts.get("exit_code", 255)})
-            return
         try:
-            identity = identify(int(hello.get("pid") or 0))
-            if identity is None or identity.start_ticks != hello.get("start_ticks"):
-                raise CallerError(f"the shim `{hello.get('pid')}` is not the process it says it is")
+            if self._unit(subject).state == process.CLOSED:
+                close_all(fds)
+                await channel.send({"exit": self._exit_code(subject)})
+                return
+            identity = self._identify(subject, hello, fds)
             shim = Shim(channel, hello, fds)
-        except (KataFsmError, OSError, ValueError) as error:
-            close_all(fds)
-            await channel.send({"error": CallerError(str(error)).to_wire()})
+        except CallerError as error:
+            await channel.send({"error": error.to_wire()})
             return
         session = self.watcher.session(subject)
         self.shims += 1
         try:
             await session.attach(shim)
-            await self.runtime.submit(AttachShim(subject, identity.to_dict()))
-            await channel.send({"ok": True})
+            await self._attached(channel, subject, identity)
             await self._serve_shim(session, shim, hello)
-        except KataFsmError as error:
-            await channel.send({"error": error.to_wire()})
+        except JournalError as error:
+            # Hang up: it comes again. An error would end it, and with it whoever waits for the workload.
+            print(f"supervisor: the shim of `{subject}` has to wait: {error}", file=sys.stderr, flush=True)
         finally:
             self.shims -= 1
             with trio.CancelScope(shield=True):
                 await session.detach(shim)
 
+    def _unit(self, subject: str) -> Unit:
+        return self.runtime.pod.unit("process", subject)
+
+    def _exit_code(self, subject: str) -> int:
+        return int(self._unit(subject).facts.get("exit_code", EXIT_UNKNOWN))
+
+    def _identify(self, subject: str, hello: dict[str, Any], fds: list[int]) -> Identity:
+        """Who attaches. Raises `CallerError`, and `fds` are closed."""
+        pid = hello.get("pid")
+        identity = identify(pid) if isinstance(pid, int) else None
+        if identity is not None and identity.start_ticks == hello.get("start_ticks"):
+            if subject in self.runtime.pod.processes:
+                return identity
+            close_all(fds)
+            raise NotFoundError(f"process `{subject}` does not exist")
+        close_all(fds)
+        raise CallerError(f"the shim `{pid}` is not the process it says it is")
+
+    async def _attached(self, channel: Channel, subject: str, identity: Identity) -> None:
+        try:
+            await self.runtime.submit(AttachShim(subject, identity.to_dict()))
+        except IllegalTransition:
+            if self._unit(subject).state != process.CLOSED:
+                raise Bug(f"process `{subject}` is `{self._unit(subject).state}` and takes no shim") from None
+            return  # it was closed meanwhile: the shim is told its exit code like any other
+        await channel.send({"ok": True})
+
     async def _serve_shim(self, session: Session, shim: Shim, hello: dict[str, Any]) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._tell_exit, session, nursery)
+            nursery.start_soon(self._tell_exit, session)
             size = hello.get("winsize")
             if isinstance(size, list) and len(size) == 2:
-                nursery.start_soon(self._first_size, session, int(size[0]), int(size[1]))
+                nursery.start_soon(self._first_size, session, *size)
             while (message := await shim.channel.receive()) is not None:
-                with contextlib.suppress(TypeError, ValueError):
-                    await self._forwarded(session, message)
+                await self._forwarded(session, message)
             nursery.cancel_scope.cancel()
 
     async def _forwarded(self, session: Session, message: dict[str, Any]) -> None:
-        match message.get("op"):
-            case "signal":
-                await session.signal(int(message["signal"]))
-            case "winsize":
-                await session.resize(int(message["rows"]), int(message["cols"]))
+        """What a shim passes on. Anything else is left alone."""
+        match message:
+            case {"op": "signal", "signal": int(number)} if 0 < number <= SIGNAL_MAX:
+                await session.signal(number)
+            case {"op": "winsize", "rows": rows, "cols": columns}:
+                await self._resize(session, rows, columns)
 
-    async def _first_size(self, session: Session, rows: int, columns: int) -> None:
-        running = (process.CREATED, process.RUNNING)
-        pod = await self.runtime.until(
-            lambda pod: pod.unit("process", session.subject).state in (*running, process.EXITED, process.CLOSED)
-        )
-        if pod.unit("process", session.subject).state in running:
+    async def _resize(self, session: Session, rows: object, columns: object) -> None:
+        if isinstance(rows, int) and isinstance(columns, int) and 0 <= rows <= 0xFFFF and 0 <= columns <= 0xFFFF:
             await session.resize(rows, columns)
 
-    async def _tell_exit(self, session: Session, nursery: trio.Nursery) -> None:
-        pod = await self.runtime.until(lambda pod: pod.unit("process", session.subject).state == process.CLOSED)
-        await session.tell_exit(int(pod.unit("process", session.subject).facts.get("exit_code", 255)))
+    async def _first_size(self, session: Session, rows: object, columns: object) -> None:
+        running = (process.CREATED, process.RUNNING)
+        ended = (process.EXITED, process.CLOSED)
+        pod = await self.runtime.until(lambda pod: pod.unit("process", session.subject).state in (*running, *ended))
+        if pod.unit("process", session.subject).state in running:
+            await self._resize(session, rows, columns)
+
+    async def _tell_exit(self, session: Session) -> None:
+        await self.runtime.until(lambda pod: pod.unit("process", session.subject).state == process.CLOSED)
+        await session.tell_exit(self._exit_code(session.subject))
         # The shim drains its pipes and leaves; it hangs up when it does.

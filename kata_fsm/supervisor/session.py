@@ -12,22 +12,21 @@ blocked by a reader that will never come back.
 
 from __future__ import annotations
 
-import array
-import fcntl
 import os
 import socket
-import termios
+import sys
 from typing import TYPE_CHECKING, Any
 
 import trio
 
+from journal import JournalError
 from kata_fsm.effects.agent.client import AGENT, EXTENSION, AgentCallError
 from kata_fsm.effects.process import Identity, wait_exit
-from kata_fsm.errors import EffectError
+from kata_fsm.errors import CallerError, EffectError
 from kata_fsm.limits import AGENT_CALL_TIMEOUT_S, RETRY_S, STDIN_BYTES, STREAM_POLL_S, STREAM_READ_BYTES
-from kata_fsm.machines import agent, process
+from kata_fsm.machines import Cause, agent, process
 from kata_fsm.machines.pod import INIT, Pod
-from kata_fsm.machines.vocab import Drained
+from kata_fsm.machines.vocab import AgentLost, Drained
 from kata_fsm.supervisor.channel import Channel
 
 if TYPE_CHECKING:
@@ -38,21 +37,33 @@ STDOUT, STDERR = 1, 2
 _STREAM_NAMES = {STDOUT: "stdout", STDERR: "stderr"}
 
 
+_OFFSET_MAX = (1 << 63) - 1
+SIGNAL_MAX = 64  # SIGRTMAX
+
+
+class AgentLied(Exception):
+    """An answer that no honest agent gives: bytes that were not asked for, or a position that cannot be."""
+
+
 class Shim:
     """One attached shim: its connection and the descriptors it handed over."""
 
     def __init__(self, channel: Channel, hello: dict[str, Any], fds: list[int]) -> None:
+        """Takes over `fds`: [stdout, stderr unless a terminal, stdin if any]. Raises `CallerError`; then they are closed."""
         self.channel = channel
         self.tty = bool(hello.get("tty"))
-        self.delivered: dict[str, int] = dict(hello.get("delivered") or {})
-        outputs = [STDOUT] if self.tty else [STDOUT, STDERR]
-        self.outputs = {stream: trio.lowlevel.FdStream(fd) for stream, fd in zip(outputs, fds, strict=False)}
-        rest = fds[len(self.outputs) :]
-        self.stdin = trio.socket.from_stdlib_socket(socket.socket(fileno=rest[0])) if rest else None
-        # Bytes of input that the guest has: what the shim sent before it attached, less what still waits here. It sends
-        # no more until it is told that it is attached.
-        unread = _unread(self.stdin) if self.stdin is not None else 0
-        self.consumed = int(hello.get("stdin_sent") or 0) - unread
+        streams = [STDOUT] if self.tty else [STDOUT, STDERR]
+        try:
+            self.delivered = _counts(hello.get("delivered"), streams)
+            # Counted by the shim, which has both ends of its input's socket: it goes on sending while this is under way.
+            self.consumed = _count(hello.get("stdin_taken", 0), "stdin_taken")
+            if len(fds) - len(streams) not in (0, 1) or len(fds) != hello.get("fds"):
+                raise CallerError(f"the shim announced `{hello.get('fds')}` descriptors, `{len(fds)}` came")
+            self.stdin = _input_from(fds[len(streams)]) if len(fds) > len(streams) else None
+        except CallerError:
+            close_all(fds)
+            raise
+        self.outputs = {stream: trio.lowlevel.FdStream(fd) for stream, fd in zip(streams, fds, strict=False)}
 
     async def aclose(self) -> None:
         """Close what was handed over; the shim sees the end of its pipes."""
@@ -61,6 +72,24 @@ class Shim:
         if self.stdin is not None:
             self.stdin.close()
         self.channel.close()
+
+
+def _count(value: object, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _OFFSET_MAX:
+        raise CallerError(f"the shim's `{what}` is `{value!r:.50}`, a count of bytes is legal")
+    return value
+
+
+def _counts(value: object, streams: list[int]) -> dict[int, int]:
+    told = value if isinstance(value, dict) else {}
+    return {stream: _count(told.get(_STREAM_NAMES[stream], 0), _STREAM_NAMES[stream]) for stream in streams}
+
+
+def _input_from(fd: int) -> trio.socket.SocketType:
+    try:
+        return trio.socket.from_stdlib_socket(socket.socket(fileno=fd))
+    except OSError as error:
+        raise CallerError(f"the shim's input is no socket: {error.strerror}") from error
 
 
 class Session:
@@ -74,7 +103,7 @@ class Session:
         self._link = link
         self._shim: Shim | None = None
         self._attached = trio.Event()
-        self._counts = {"stdout": 0, "stderr": 0}
+        self._handed_over = {STDOUT: 0, STDERR: 0}
 
     # --- the shim -----------------------------------------------------------------------------------------------------
 
@@ -144,7 +173,8 @@ class Session:
             await self._runtime.until(self._has_ended)
             nursery.cancel_scope.cancel()
         if self._state() == process.EXITED:
-            await self._runtime.submit(Drained(self.subject, dict(self._counts)))
+            counts = {_STREAM_NAMES[stream]: count for stream, count in self._handed_over.items()}
+            await self._runtime.report(Drained(self.subject, counts))
 
     def _config(self) -> dict[str, Any]:
         config = self._runtime.pod.unit("process", self.subject).facts.get("config", {})
@@ -153,25 +183,40 @@ class Session:
     def _has_ended(self, pod: Pod) -> bool:
         return pod.unit("process", self.subject).state in (process.EXITED, process.CLOSED)
 
+    async def _lost(self, lie: AgentLied) -> None:
+        """An agent that lies once is believed nothing more: its sandbox ends, and only that."""
+        await self._runtime.report(AgentLost(Cause("agent_lost", str(lie), {"process": self.subject})))
+
     async def _pump(self, stream: int) -> None:
-        name = _STREAM_NAMES[stream]
+        """Hand over one output to its end: everything before `offset` has gone into some shim's pipe."""
         shim = await self._await_shim()
-        offset = int(shim.delivered.get(name, 0)) if shim is not None else 0
+        offset = shim.delivered[stream] if shim is not None else 0
         while True:
-            reply = await self._read(stream, offset)
+            try:
+                reply = await self._read(stream, offset)
+            except AgentLied as lie:
+                await self._lost(lie)
+                return
             if reply is None:
                 return
             if reply.data:
-                shim = await self._await_shim()
-                if shim is not None and not await self._write(shim, stream, reply.data):
-                    # The shim went away in the middle: the next one says where it stopped.
-                    shim = await self._await_shim()
-                    offset = int(shim.delivered.get(name, offset)) if shim is not None else offset + len(reply.data)
-                    continue
-                offset = reply.offset + len(reply.data)
-                self._counts[name] = offset
-            if reply.eof or (not reply.data and self._has_ended(self._runtime.pod)):
+                offset = await self._hand_over(stream, offset, reply.data)
+                self._handed_over[stream] = offset
+            elif self._has_ended(self._runtime.pod):
+                return  # somebody else holds the stream open; what the process wrote has all come
+            if reply.eof and offset == reply.offset + len(reply.data):
                 return
+
+    async def _hand_over(self, stream: int, offset: int, data: bytes) -> int:
+        """Write what was read at `offset`; the offset of the next byte wanted."""
+        shim = await self._await_shim()
+        if shim is None:
+            return offset + len(data)  # dropped
+        if await self._write(shim, stream, data):
+            return offset + len(data)
+        # The shim went away in the middle: the next one says where it stopped.
+        shim = await self._await_shim()
+        return offset + len(data) if shim is None else shim.delivered.get(stream, offset)
 
     async def _write(self, shim: Shim, stream: int, data: bytes) -> bool:
         target = shim.outputs.get(stream)
@@ -185,7 +230,7 @@ class Session:
         return True
 
     async def _read(self, stream: int, offset: int) -> Any | None:
-        """The next output from `offset` on; None when there will be none."""
+        """The next output from `offset` on; None when there will be none. Raises `AgentLied`."""
         from kata_wire import messages
 
         request = messages.extension.ReadStreamRequest(
@@ -198,11 +243,16 @@ class Session:
         )
         while not self._guest_is_gone():
             try:
-                return await self._link.call(EXTENSION, "ReadStream", request, timeout_s=AGENT_CALL_TIMEOUT_S)
+                reply = await self._link.call(EXTENSION, "ReadStream", request, timeout_s=AGENT_CALL_TIMEOUT_S)
             except AgentCallError:
                 return None  # the agent no longer knows the process
             except EffectError:
                 await trio.sleep(RETRY_S)  # between two connections; whether the agent is lost is decided elsewhere
+                continue
+            if reply.offset != offset or len(reply.data) > STREAM_READ_BYTES:
+                came = f"{len(reply.data)} bytes at {reply.offset}"
+                raise AgentLied(f"ReadStream was asked for {STREAM_READ_BYTES} bytes at {offset}, and answered {came}")
+            return reply
         return None
 
     # --- input --------------------------------------------------------------------------------------------------------
@@ -212,33 +262,36 @@ class Session:
         while not self._guest_is_gone():
             shim = await self._await_shim()
             try:
-                done = await self._send_input(0, b"", eof=True) if shim is None else await self._feed_from(shim)
+                if shim is None or shim.stdin is None:
+                    done = await self._send_input(0, b"", eof=True)
+                else:
+                    done = await self._feed_from(shim, shim.stdin)
             except (OSError, trio.ClosedResourceError, EffectError):
                 done = False  # between two connections, or between two shims
+            except AgentLied as lie:
+                await self._lost(lie)
+                return
             if done:
                 return
             await trio.sleep(RETRY_S)
 
-    async def _feed_from(self, shim: Shim) -> bool:
-        if shim.stdin is None:
-            return await self._send_input(0, b"", eof=True)
+    async def _feed_from(self, shim: Shim, source: trio.socket.SocketType) -> bool:
         while True:
-            data = await shim.stdin.recv(STDIN_BYTES, socket.MSG_PEEK)
+            data = await source.recv(STDIN_BYTES, socket.MSG_PEEK)
             if not data:
                 return await self._send_input(shim.consumed, b"", eof=True)
             if not await self._send_input(shim.consumed, data, eof=False):
                 return True
             left = len(data)
             while left:
-                taken = len(await shim.stdin.recv(left))
+                taken = len(await source.recv(left))
                 left -= taken
                 shim.consumed += taken
 
     async def _send_input(self, offset: int, data: bytes, *, eof: bool) -> bool:
-        """Hand bytes to the guest; False when the process takes no more."""
+        """Hand bytes to the guest; False when the process takes no more. Raises `AgentLied`."""
         from kata_wire import messages
 
-        end = offset + len(data)
         while True:
             request = messages.extension.WriteStreamRequest(
                 container_id=self.container, exec_id=self.exec_id, offset=offset, data=data, eof=eof
@@ -247,10 +300,16 @@ class Session:
                 reply = await self._link.call(EXTENSION, "WriteStream", request, timeout_s=None)
             except AgentCallError:
                 return False
-            if reply.offset >= end:
+            if not data:
                 return True
-            data = data[reply.offset - offset :] if reply.offset > offset else data
-            offset = max(offset, reply.offset)
+            # It answers when it has taken at least one byte, and cannot have taken more than it was given.
+            if not offset < reply.offset <= offset + len(data):
+                given = f"{len(data)} bytes at {offset}"
+                raise AgentLied(f"WriteStream was given {given}, and answered that it wants the byte at {reply.offset}")
+            data = data[reply.offset - offset :]
+            offset = reply.offset
+            if not data:
+                return True
 
     # --- what the shim forwards ---------------------------------------------------------------------------------------
 
@@ -258,14 +317,19 @@ class Session:
         """A signal that somebody sent to the shim's pid."""
         from kata_fsm.effects.agent.handlers import signal_process
 
+        body = {"process": self.subject, "signal": number}
         try:
             await signal_process(self._link, self.container, self.exec_id, number)
         except EffectError as error:
-            await self._runtime.note(
-                "note", "signal_lost", {"process": self.subject, "signal": number, "error": error.message}
-            )
-            return
-        await self._runtime.note("note", "signal_forwarded", {"process": self.subject, "signal": number})
+            await self._note("signal_lost", {**body, "error": error.message})
+        else:
+            await self._note("signal_forwarded", body)
+
+    async def _note(self, type_: str, body: dict[str, Any]) -> None:
+        try:
+            await self._runtime.note("note", type_, body)
+        except JournalError as error:  # it has happened all the same, and moves no machine
+            print(f"supervisor: `{type_}` could not be noted: {error}", file=sys.stderr, flush=True)
 
     async def resize(self, rows: int, columns: int) -> None:
         """The terminal's size changed."""
@@ -278,13 +342,6 @@ class Session:
             await self._link.call(AGENT, "TtyWinResize", request)
         except EffectError:
             pass  # a size that could not be set costs looks, not correctness
-
-
-def _unread(sock: trio.socket.SocketType) -> int:
-    """Bytes that wait to be read (FIONREAD)."""
-    found = array.array("i", [0])
-    fcntl.ioctl(sock.fileno(), termios.FIONREAD, found)
-    return int(found[0])
 
 
 def close_all(fds: list[int]) -> None:

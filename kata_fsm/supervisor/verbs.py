@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from kata_fsm.effects.agent.client import AGENT, EXTENSION
+from kata_fsm.effects.process import Identity
 from kata_fsm.errors import CallerError, EffectError, IllegalTransition, NotFoundError, WorldError
-from kata_fsm.limits import SHIM_ATTACH_S
+from kata_fsm.limits import SHIM_ATTACH_S, UNREAD_OUTPUT_S
 from kata_fsm.machines import Cause, Pod, container, network, process, sandbox
 from kata_fsm.machines.pod import INIT, init_of
 from kata_fsm.machines.vocab import (
@@ -33,7 +34,10 @@ from kata_fsm.machines.vocab import (
     StopSandbox,
     Update,
 )
+from kata_fsm.oci.names import check_id
 from kata_fsm.supervisor.channel import Channel
+from kata_fsm.supervisor.session import SIGNAL_MAX
+from kata_fsm.world import WORLD
 
 if TYPE_CHECKING:
     from kata_fsm.supervisor.server import Server
@@ -73,11 +77,20 @@ def _object(request: dict[str, Any], name: str) -> dict[str, Any]:
 def _keep(directory: str, name: str, value: Facts) -> str:
     """Keep what only the guest needs (it may hold secrets) in the run directory, out of the journal."""
     os.makedirs(directory, mode=0o700, exist_ok=True)
-    path = f"{directory}/{name}.json"
+    # A name of its own for each request: one that is refused must not touch what another container still needs.
+    path = f"{directory}/{name}.{WORLD.random_bytes(4).hex()}.json"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
         json.dump(value, file)
     return path
+
+
+def _drop(path: str) -> None:
+    """Forget what was kept."""
+    try:
+        os.unlink(path)
+    except OSError:
+        pass  # removed with the run directory at the latest
 
 
 def _error_of(pod: Pod, container_id: str) -> tuple[str, str | None]:
@@ -104,7 +117,7 @@ def _error_of(pod: Pod, container_id: str) -> tuple[str, str | None]:
 async def create(server: Server, channel: Channel, request: dict[str, Any]) -> Reply:
     """Make a sandbox with its first container, or a further container in this one."""
     given = _object(request, "container")
-    container_id = _text(given, "id")
+    container_id = check_id(_text(given, "id"))
     config = {key: value for key, value in given.items() if key != "guest_spec"}
     config["spec_file"] = _keep(server.paths.base + "/specs", container_id, _object(given, "guest_spec"))
     made = request.get("sandbox")
@@ -114,13 +127,18 @@ async def create(server: Server, channel: Channel, request: dict[str, Any]) -> R
         command: Any = CreateSandbox(_text(made, "id"), _text(made, "uid"), made, config)
     else:
         command = CreateContainer(container_id, config)
-    await server.runtime.submit(command, request.get("actor"))
+    try:
+        await server.runtime.submit(command, request.get("actor"))
+    except Exception:
+        _drop(config["spec_file"])
+        raise
     pod = await server.runtime.until(lambda pod: _host_side_ready(pod, container_id) or _over(pod, container_id))
     if not _over(pod, container_id):
         subject = init_of(container_id)
         if not await _get_shim(server, channel, pod, container_id, subject, INIT):
             await _give_up(server, container_id)
         pod = await server.runtime.until(lambda pod: _created(pod, container_id) or _over(pod, container_id))
+    _drop(config["spec_file"])  # the guest has it, or never will
     if _created(pod, container_id):
         return {"ok": True, "pid": pod.unit("process", init_of(container_id)).facts["shim"]["pid"]}
     message, hint = _error_of(pod, container_id)
@@ -243,8 +261,8 @@ async def kill(server: Server, _: Channel, request: dict[str, Any]) -> Reply:
     from kata_fsm.effects.agent.handlers import signal_process
 
     container_id, number, everyone = _text(request, "container"), request.get("signal"), bool(request.get("all"))
-    if not isinstance(number, int):
-        raise CallerError("the request has no `signal`")
+    if not isinstance(number, int) or not 0 <= number <= SIGNAL_MAX:
+        raise CallerError(f"the request's `signal` is `{number!r:.50}`, legal is 0 to {SIGNAL_MAX}")
     await server.runtime.submit(Kill(container_id, number, everyone), request.get("actor"))
     body: Facts = {"subject": init_of(container_id), "signal": number}
     try:
@@ -260,26 +278,45 @@ async def kill(server: Server, _: Channel, request: dict[str, Any]) -> Reply:
 
 async def delete(server: Server, _: Channel, request: dict[str, Any]) -> Reply:
     """Forget the container, and with its last one the sandbox."""
-    container_id = _text(request, "container")
+    container_id, force = _text(request, "container"), bool(request.get("force"))
     runtime = server.runtime
-    await runtime.submit(Delete(container_id, bool(request.get("force"))), request.get("actor"))
+    await runtime.submit(Delete(container_id, force), request.get("actor"))
 
     def over(pod: Pod) -> bool:
         unit = pod.unit("container", container_id)
         return unit.state == container.DELETED or _stuck(pod, container_id)
 
+    with trio.move_on_after(UNREAD_OUTPUT_S):
+        await runtime.until(over)
+    if not force and not over(runtime.pod) and _has_unread_output(runtime.pod, container_id):
+        raise WorldError(
+            f"container `{container_id}` cannot be deleted yet: nobody reads what is left of its output",
+            hint="read it, or give it up with `delete --force`",
+        )
     pod = await runtime.until(over)
+    if force:
+        server.forced.update(_shims_of(pod, container_id))
     if pod.unit("container", container_id).state != container.DELETED:
         message, hint = _stuck_error(pod)
         raise WorldError(f"container `{container_id}` cannot be deleted yet: {message}", hint=hint)
     return {"ok": True}
 
 
+def _has_unread_output(pod: Pod, container_id: str) -> bool:
+    return any(unit.state == process.EXITED for _, unit in pod.processes_of(container_id))
+
+
+def _shims_of(pod: Pod, container_id: str) -> list[Identity]:
+    found = [Identity.from_dict(unit.facts.get("shim", {})) for _, unit in pod.processes_of(container_id)]
+    return [identity for identity in found if identity is not None]
+
+
 def _stuck_error(pod: Pod) -> tuple[str, str]:
     for machine, subject, unit in pod.units():
         error = unit.facts.get("error")
         if error and (unit.state == "stuck" or unit.facts.get("discard_failed")):
-            return f"{machine} {subject}: {error.get('message')}".strip(), "delete it again to retry"
+            where = f"{machine} `{subject}`" if subject else machine
+            return f"{where}: {error.get('message')}", "delete it again to retry"
     return "a clean-up failed", "delete it again to retry"
 
 
@@ -290,8 +327,7 @@ async def exec_(server: Server, channel: Channel, request: dict[str, Any]) -> Re
     """Add a process to a running container."""
     container_id, wanted = _text(request, "container"), _object(request, "process")
     runtime = server.runtime
-    number = 1 + sum(1 for subject, _ in runtime.pod.processes_of(container_id) if subject != init_of(container_id))
-    name = f"e{number}"
+    name = server.exec_name(container_id)
     subject = f"{container_id}/{name}"
     config = {
         "terminal": bool(wanted.get("terminal")),
@@ -300,15 +336,19 @@ async def exec_(server: Server, channel: Channel, request: dict[str, Any]) -> Re
         "user": wanted.get("user", {}),
         "process_file": _keep(server.paths.base + "/specs", f"{container_id}.{name}", wanted),
     }
-    await runtime.submit(Exec(container_id, subject, config), request.get("actor"))
-    pod = runtime.pod
-    if not await _get_shim(server, channel, pod, container_id, subject, name):
+    try:
+        await runtime.submit(Exec(container_id, subject, config), request.get("actor"))
+    except Exception:
+        _drop(config["process_file"])
+        raise
+    if not await _get_shim(server, channel, runtime.pod, container_id, subject, name):
         cause = Cause("client_gone", "the caller went away before the process was started")
         if runtime.pod.unit("process", subject).state == process.DECLARED:
             await runtime.submit(AbandonProcess(subject, cause))
     pod = await runtime.until(
         lambda pod: pod.unit("process", subject).state not in (process.DECLARED, process.SPAWNING)
     )
+    _drop(config["process_file"])
     facts = pod.unit("process", subject).facts
     if not facts.get("spawned"):
         why = facts.get("error") or facts.get("cause") or {}

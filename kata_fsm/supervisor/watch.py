@@ -17,12 +17,12 @@ import trio
 from kata_fsm.effects.agent.client import EXTENSION, HEALTH, AgentCallError
 from kata_fsm.errors import EffectError
 from kata_fsm.limits import AGENT_WATCH_ANSWER_S, AGENT_WATCH_EVERY_S, RETRY_S, VM_DEATH_NOTICE_S
-from kata_fsm.machines import Cause, Pod, agent, share, vm
+from kata_fsm.machines import Cause, Pod, agent, process, share, vm
 from kata_fsm.machines.intents import Watches
 from kata_fsm.machines.pod import INIT
 from kata_fsm.machines.vocab import EXIT_UNKNOWN, AgentLost, ProcessExited, ShareDied, VmDied
 from kata_fsm.recovery import process_of
-from kata_fsm.supervisor.session import Session
+from kata_fsm.supervisor.session import SIGNAL_MAX, Session
 
 if TYPE_CHECKING:
     from kata_fsm.effects.agent.link import Link
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from kata_fsm.supervisor.wiring import Wiring
 
 Key = tuple[str, str]
+
+EXIT_CODE_MAX = 255
 
 
 class Watcher:
@@ -69,6 +71,8 @@ class Watcher:
         """Start the watches that are due and cancel those that are not."""
         if pod.agent.state in agent.OVER:
             self._link.end()
+        for subject in [s for s in self.sessions if pod.unit("process", s).state == process.CLOSED]:
+            del self.sessions[subject]  # whoever still tells its shim of the end holds on to it
         wanted = self._wanted(pod)
         for key in [key for key in self._tasks if key not in wanted]:
             self._tasks.pop(key).cancel()
@@ -87,7 +91,7 @@ class Watcher:
             cause = Cause("unknown", "the record does not name the VMM's process")
         else:
             cause = await self.wiring.vm_ended(identity)
-        await self._runtime.submit(VmDied(cause))
+        await self._runtime.report(VmDied(cause))
 
     async def _share(self) -> None:
         identity = process_of(self._runtime.pod.share.facts)
@@ -99,7 +103,7 @@ class Watcher:
         with trio.move_on_after(VM_DEATH_NOTICE_S):
             await self._runtime.until(lambda pod: pod.vm.state not in (vm.LAUNCHING, vm.RUNNING))
             return
-        await self._runtime.submit(ShareDied(cause))
+        await self._runtime.report(ShareDied(cause))
 
     async def _agent(self) -> None:
         """Ask now and then; make a new connection when the old one broke. Give up when neither is answered."""
@@ -110,13 +114,14 @@ class Watcher:
                 client = await self._link.ensure(timeout_s=AGENT_WATCH_ANSWER_S)
                 with trio.move_on_after(AGENT_WATCH_EVERY_S):
                     await client.closed.wait()
+                    await trio.sleep(RETRY_S)  # a guest that hangs up again and again sets our pace at most here
                     continue
                 await client.call(HEALTH, "Check", messages.health.CheckRequest(), timeout_s=AGENT_WATCH_ANSWER_S)
             except EffectError as error:
                 if self._link.client is None and await self._reconnected():
                     continue
                 evidence = {"phase": error.phase, **error.evidence}
-                await self._runtime.submit(AgentLost(Cause("agent_lost", error.message, evidence)))
+                await self._runtime.report(AgentLost(Cause("agent_lost", error.message, evidence)))
                 return
 
     async def _reconnected(self) -> bool:
@@ -137,22 +142,26 @@ class Watcher:
                 reply = await self._link.call(EXTENSION, "WaitProcess2", request, timeout_s=None)
             except AgentCallError as error:
                 unknown = Cause("unknown", f"the agent does not know how it ended: {error.message}", error.evidence)
-                await self._runtime.submit(ProcessExited(subject, EXIT_UNKNOWN, unknown))
+                await self._runtime.report(ProcessExited(subject, EXIT_UNKNOWN, unknown))
                 return
             except EffectError:
                 await trio.sleep(RETRY_S)  # between two connections; whether the agent is lost is decided elsewhere
                 continue
             if reply.exited:
-                await self._runtime.submit(_exited(subject, reply))
+                await self._runtime.report(_exited(subject, reply))
                 return
+            await trio.sleep(RETRY_S)  # it was asked to wait for the end
 
 
 def _exited(subject: str, reply: Any) -> ProcessExited:
+    evidence = {"code": reply.code, "signal": reply.signal, "oom_killed": reply.oom_killed}
+    if reply.signal > SIGNAL_MAX or not 0 <= reply.code <= EXIT_CODE_MAX:
+        message = f"the agent says that it ended with code {reply.code} and signal {reply.signal}, which cannot be"
+        return ProcessExited(subject, EXIT_UNKNOWN, Cause("unknown", message, evidence))
     if not reply.signal:
-        return ProcessExited(
-            subject, reply.code, Cause("exited", f"exited with code {reply.code}", {"code": reply.code})
-        )
-    evidence = {"signal": reply.signal, "oom_killed": reply.oom_killed}
+        cause = Cause("exited", f"exited with code {reply.code}", {"code": reply.code})
+        return ProcessExited(subject, reply.code, cause)
+    evidence.pop("code")
     if reply.oom_killed:
         cause = Cause("guest_oom", "the guest's OOM killer ended it", evidence)
     else:

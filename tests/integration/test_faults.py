@@ -113,8 +113,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(kata: Kata, tmp_path: Path) ->
 def test_an_agent_that_never_answers_is_told_by_phase(kata: Kata, tmp_path: Path) -> None:
     settings = tmp_path / "configuration.toml"
     settings.write_text(
-        '[hypervisor.qemu]\nkernel_params = "init=/none rdinit=/none"\n[agent.kata]\ndial_timeout = 8\n'
+        '[hypervisor.qemu]\nkernel_params = "init=/none rdinit=/none panic=0"\n[agent.kata]\ndial_timeout = 8\n'
     )
     done = kata("--config", str(settings), "create", "--bundle", str(kata.bundle("b", *SLEEP)), "c1", check=False)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
+    for words in ("Kernel panic", "in phase `hello`", "`port` 0.", "`hello` 8.", "the console said last: `"):
+        assert words in done.stderr
+    assert "Kernel panic" in (kata.base / "log").read_text()

@@ -75,7 +75,7 @@ class Kata:
             err.seek(0)
             result = subprocess.CompletedProcess(done.args, done.returncode, out.read(), err.read())
         if check and done.returncode:
-            said = f"{result.stdout}\n{result.stderr}\n{self.logs()}"
+            said = f"{result.stdout}\n{result.stderr}\n{self.logs()}\n{self.latest_story()}"
             pytest.fail(f"`kata-fsm {' '.join(args)}` exited {done.returncode}\n{said}")
         return result
 
@@ -100,6 +100,13 @@ class Kata:
 
         lines = self("replay", name, "-o", "jsonl").stdout.splitlines()
         return [json.loads(line) for line in lines]
+
+    def latest_story(self) -> str:
+        """How the latest sandbox got where it is, for a failed test's message."""
+        done = subprocess.run(
+            self.argv("replay", "-n", "60"), env=self.env, timeout=LIMIT_S, capture_output=True, text=True, check=False
+        )
+        return done.stdout or done.stderr
 
     def logs(self) -> str:
         """What the long-lived processes said, for a failed test's message."""

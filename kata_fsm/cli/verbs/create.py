@@ -7,6 +7,8 @@ from kata_fsm.cli import pidfile
 from kata_fsm.cli.arguments import Parser, add_creation_options
 from kata_fsm.cli.context import Context
 from kata_fsm.cli.creation import create, request_from
+from kata_fsm.cli.verbs.delete import clean_up
+from kata_fsm.errors import KataFsmError
 
 
 def run(context: Context, argv: list[str]) -> int:
@@ -15,7 +17,12 @@ def run(context: Context, argv: list[str]) -> int:
     add_creation_options(parser)
     parser.container()
     options = parser.parse_args(argv)
-    created = create(context, request_from(options, attached=False))
-    if options.pid_file:
+    request = request_from(options, attached=False)
+    pidfile.prepare(options.pid_file)
+    created = create(context, request)
+    try:
         pidfile.write(options.pid_file, created.pid)
+    except KataFsmError:
+        clean_up(context, options.id)  # a container whose pid nobody was told is one that nobody asked for
+        raise
     return 0

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+from journal import JournalError
 from kata_fsm.cli import ask, client, log, lookup
 from kata_fsm.cli.arguments import Parser
 from kata_fsm.cli.context import Context
-from kata_fsm.errors import NotFoundError, RemoteError
+from kata_fsm.errors import KataFsmError, NotFoundError, RemoteError, SupervisorGone, SupervisorSilent
 from kata_fsm.oci.names import check_id
 
 
@@ -23,14 +24,40 @@ def run(context: Context, argv: list[str]) -> int:
 
 def delete(context: Context, container_id: str, *, force: bool) -> None:
     """Delete one container. containerd and podman call this with force for ids that are long gone."""
-    from kata_fsm.machines.vocab import Delete
-
     try:
-        found = lookup.require(context, container_id if force else check_id(container_id))
-        ask.refuse_illegal(found, Delete(found.key, force))
-        client.ask(context, found, "delete", force=force)
+        try:
+            _delete_once(context, container_id, force=force)
+        except SupervisorGone as gone:
+            if isinstance(gone, SupervisorSilent) and not force:
+                raise
+            _delete_the_rest(context, container_id, force=force)
     except (NotFoundError, RemoteError) as error:
         # Gone meanwhile, or never there. With force that is what was wanted.
         if not force or error.family != "not_found":
             raise
         log.warn(context, f"delete --force: {error}")
+
+
+def _delete_once(context: Context, container_id: str, *, force: bool) -> None:
+    from kata_fsm.machines.vocab import Delete
+
+    found = lookup.require(context, container_id if force else check_id(container_id))
+    ask.refuse_illegal(found, Delete(found.key, force))
+    if force:
+        client.end_silent(found.stream)
+    client.ask(context, found, "delete", force=force)
+
+
+def _delete_the_rest(context: Context, container_id: str, *, force: bool) -> None:
+    """Finish what a supervisor that ended in the middle, or is stuck, had begun."""
+    if lookup.find(context, container_id) is not None:
+        _delete_once(context, container_id, force=force)
+
+
+def clean_up(context: Context, container_id: str) -> None:
+    """Delete a container of our own that has ended or failed. Its exit code or error counts more than a clean-up that
+    failed: that is logged, and stays visible in `list`."""
+    try:
+        delete(context, container_id, force=True)
+    except (KataFsmError, JournalError) as error:
+        log.write(context, "error", f"container `{container_id}` could not be deleted: {error}")

@@ -45,6 +45,8 @@ def _refuse_options(options: argparse.Namespace) -> None:
         "--cgroup": (options.cgroup, "the guest's cgroups are its own"),
         "--ignore-paused": (options.ignore_paused, "a paused container takes no process"),
     }
+    if options.preserve_fds < 0:
+        raise UsageError(f"--preserve-fds: `{options.preserve_fds}` is negative")
     for name, (value, why) in refused.items():
         if value:
             raise UsageError(f"exec: `{name}` cannot be honoured: {why}")
@@ -58,6 +60,7 @@ def run(context: Context, argv: list[str]) -> int:
     _refuse_options(options)
     found = lookup.require(context, options.id)
     ask.refuse_illegal(found, Exec(found.key, f"{found.key}/new", {}))
+    pidfile.prepare(options.pid_file)
     document, warnings = process.from_options(options, process.pattern_of(found.bundle))
     for warning in warnings:
         log.warn(context, warning)
@@ -87,6 +90,5 @@ def run(context: Context, argv: list[str]) -> int:
                 **terminal.stdio(),
             ),
         )
-    if options.pid_file:
-        pidfile.write(options.pid_file, pid)
+    pidfile.write(options.pid_file, pid)
     return 0 if options.detach else attached.wait(shim_pid, tty=wants_terminal and not given)

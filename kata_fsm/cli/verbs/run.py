@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from kata_fsm.cli import attached, log, pidfile
+from kata_fsm.cli import attached, pidfile
 from kata_fsm.cli.arguments import Parser, add_creation_options
 from kata_fsm.cli.context import Context
 from kata_fsm.cli.creation import Created, create, request_from
-from kata_fsm.cli.verbs.delete import delete
+from kata_fsm.cli.verbs.delete import clean_up
 from kata_fsm.cli.verbs.start import start
-from kata_fsm.errors import KataFsmError
 
 
 def run(context: Context, argv: list[str]) -> int:
@@ -21,15 +20,16 @@ def run(context: Context, argv: list[str]) -> int:
     parser.add_argument("--no-subreaper", action="store_true", help="accepted: it has no meaning here")
     parser.container()
     options = parser.parse_args(argv)
-    created = create(context, request_from(options, attached=not options.detach))
+    request = request_from(options, attached=not options.detach)
+    pidfile.prepare(options.pid_file)
+    created = create(context, request)
     try:
         if not options.detach:
             attached.forward_signals(created.shim_pid)
         start(context, options.id)
-        if options.pid_file:
-            pidfile.write(options.pid_file, created.pid)
+        pidfile.write(options.pid_file, created.pid)
     except BaseException:
-        _clean_up(context, options.id)
+        clean_up(context, options.id)
         raise
     return 0 if options.detach else _attend(context, options.id, created, keep=options.keep)
 
@@ -37,14 +37,5 @@ def run(context: Context, argv: list[str]) -> int:
 def _attend(context: Context, container_id: str, created: Created, *, keep: bool) -> int:
     code = attached.wait(created.shim_pid, tty=created.terminal)
     if not keep:
-        _clean_up(context, container_id)
+        clean_up(context, container_id)
     return code
-
-
-def _clean_up(context: Context, container_id: str) -> None:
-    """Delete the container. The workload's exit code counts more than a clean-up that failed: that is logged, and stays
-    visible in `list`."""
-    try:
-        delete(context, container_id, force=True)
-    except KataFsmError as error:
-        log.write(context, "error", f"container `{container_id}` could not be deleted: {error}")

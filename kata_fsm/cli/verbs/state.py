@@ -9,7 +9,7 @@ import sys
 
 from kata_fsm.cli import lookup
 from kata_fsm.cli.context import Context
-from kata_fsm.errors import UsageError
+from kata_fsm.errors import KataFsmError, UsageError
 
 USAGE = "usage: kata-fsm state [--no-recover] ID\n"
 
@@ -34,7 +34,18 @@ def run(context: Context, argv: list[str]) -> int:
         raise UsageError(f"Expecting only one container ID, got {len(ids)}: {ids}")
     found = lookup.require(context, ids[0])
     if may_recover and found.orphaned:
-        lookup.recover(found)
-        found = lookup.require(context, ids[0])
+        found = _recovered(context, found)
     sys.stdout.write(found.document)
     return 0
+
+
+def _recovered(context: Context, found: lookup.Found) -> lookup.Found:
+    """What is so now. A recovery that failed because somebody else's ended the sandbox meanwhile has not failed."""
+    try:
+        lookup.recover(found)
+    except KataFsmError:
+        again = lookup.require(context, found.id)
+        if again.orphaned:
+            raise
+        return again
+    return lookup.require(context, found.id)

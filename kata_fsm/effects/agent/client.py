@@ -4,6 +4,10 @@
 Calls run side by side on the connection and are matched by stream id. Everything the guest sends is bounded by the codec
 and parsed strictly; what cannot be parsed ends the connection, and so at most this sandbox. Requests are built and
 replies read with the generated protobuf classes, imported while the guest boots.
+
+One task writes. A frame half sent would garble all that follow, so none is cut off half way; but a guest that takes
+nothing in must not hold up whoever waits for it. So callers queue their frames and wait for the answer only: one that
+gives up before its frame was begun takes it back, and is as if it had never called.
 """
 
 from __future__ import annotations
@@ -30,11 +34,17 @@ _NANO = 1_000_000_000
 M = TypeVar("M", bound="Message")
 
 
+def one_line(text: str) -> str:
+    """Text of the guest's as it may be recorded and shown: bounded, printable, one line."""
+    return "".join(char if char.isprintable() else " " for char in text[: envelope.MAX_ERROR_CHARS]).strip()
+
+
 class AgentCallError(EffectError):
     """The agent answered with a status other than OK. `code` is the gRPC status code."""
 
     def __init__(self, method: str, code: int, text: str) -> None:
-        super().__init__(method, text or f"the agent refused {method} with status {code}", evidence={"status": code})
+        told = one_line(text)
+        super().__init__(method, told or f"the agent refused {method} with status {code}", evidence={"status": code})
         self.code = code
 
 
@@ -51,24 +61,27 @@ class AgentClient:
     def __init__(self, stream: trio.abc.Stream, nonce: bytes) -> None:
         self._stream = stream
         self._session = session.HostSession(nonce)
-        self._send_lock = trio.Lock()
+        self._scope = trio.CancelScope()
         self._next_id = 1
+        self._unsent: dict[int, bytes] = {}  # frames that were not begun yet, by stream id, oldest first
+        self._writer = trio.lowlevel.ParkingLot()
         self._waiting: dict[int, tuple[trio.Event, list[envelope.Response | AgentCallError]]] = {}
         self.established = trio.Event()
         self.closed = trio.Event()
         self.reason = ""
 
     async def run(self) -> None:
-        """Read replies until the connection ends; then fail every call that waits."""
+        """Write requests and read replies until the connection ends; then fail every call that waits."""
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._hello)
-                await self._read()
-                nursery.cancel_scope.cancel()
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    await self._read()
+                    nursery.cancel_scope.cancel()
         except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as group:
-            self.reason = str(group.exceptions[0]) or "the connection broke"
+            self.reason = self.reason or str(_first_of(group)) or "the connection broke"
         except* WireError as group:
-            self.reason = f"the agent sent what is not ttrpc: {group.exceptions[0]}"
+            self.reason = f"the agent sent what is not ttrpc: {_first_of(group)}"
         finally:
             self.reason = self.reason or "the connection was closed"
             self.closed.set()
@@ -77,13 +90,21 @@ class AgentClient:
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(self._stream)
 
-    async def _hello(self) -> None:
-        """Open the session, again and again until the agent has echoed it (see `kata_wire.session`)."""
+    def close(self, reason: str) -> None:
+        """End the connection: every call that waits, and every later one, is told `reason`."""
+        self.reason = self.reason or reason
+        self._scope.cancel()
+
+    async def _write(self) -> None:
+        """Open the session, again and again until the agent has echoed it (see `kata_wire.session`); then write."""
         while not self.established.is_set():
-            async with self._send_lock:
-                await self._stream.send_all(self._session.hello())
+            await self._stream.send_all(self._session.hello())
             with trio.move_on_after(session.HELLO_RESEND_S):
                 await self.established.wait()
+        while True:
+            while self._unsent:
+                await self._stream.send_all(self._unsent.pop(next(iter(self._unsent))))
+            await self._writer.park()
 
     async def _read(self) -> None:
         while True:
@@ -126,61 +147,73 @@ class AgentClient:
         Raises `AgentCallError` (the agent refused), `TimeoutExceeded` (no answer within `timeout_s` seconds; None waits
         for ever) or `AgentUnreachable`.
         """
-        if self.closed.is_set():
-            raise AgentUnreachable(method, self.reason)
-        stream_id = self._next_id
-        self._next_id += 2
+        response = _response_class(service, method)
+        stream_id = self._new_id(method)
         event = trio.Event()
         replies: list[envelope.Response | AgentCallError] = []
         self._waiting[stream_id] = (event, replies)
         try:
+            self._unsent[stream_id] = _frame(stream_id, service, method, request, timeout_s)
+            self._writer.unpark()
             with trio.move_on_after(timeout_s if timeout_s is not None else float("inf")):
-                await self._send(stream_id, service, method, request, timeout_s)
                 await event.wait()
         finally:
             del self._waiting[stream_id]
+            unsent = self._unsent.pop(stream_id, None)
         if replies:
-            return self._parse(service, method, replies[0])
+            return _parse(response, method, replies[0])
         if self.closed.is_set():
             raise AgentUnreachable(method, self.reason)
-        raise TimeoutExceeded(method, f"the agent did not answer {method} within {timeout_s:g} s")
+        how = "did not answer" if unsent is None else "was too busy to take in"
+        raise TimeoutExceeded(method, f"the agent {how} {method} within {timeout_s:g} s")
 
-    async def _send(
-        self, stream_id: int, service: str, method: str, request: Message | None, timeout_s: float | None
-    ) -> None:
-        from kata_wire import messages
+    def _new_id(self, method: str) -> int:
+        if self._next_id > ttrpc.MAX_STREAM_ID:
+            self.close("its stream ids are used up")  # whoever calls next makes a new connection
+        if self._scope.cancel_called or self.closed.is_set():
+            raise AgentUnreachable(method, self.reason)
+        stream_id = self._next_id
+        self._next_id += 2
+        return stream_id
 
-        head = messages.ttrpc.Request(
-            service=service,
-            method=method,
-            payload=b"" if request is None else request.SerializeToString(),
-            timeout_nano=0 if timeout_s is None else int(timeout_s * _NANO),
-        )
-        frame = ttrpc.encode(stream_id, ttrpc.REQUEST, 0, head.SerializeToString())
-        # A frame half sent would garble all that follow, so sending is not cancelled half way: it is bounded by 4 MiB
-        # and by the death of the VM, which breaks the connection.
-        with trio.CancelScope(shield=True):
-            try:
-                async with self._send_lock:
-                    await self._stream.send_all(frame)
-            except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
-                raise AgentUnreachable(method, str(error) or "the connection broke") from error
 
-    def _parse(self, service: str, method: str, reply: envelope.Response | AgentCallError) -> Message:
-        from google.protobuf.message import DecodeError
+def _parse(response: type[Message], method: str, reply: envelope.Response | AgentCallError) -> Message:
+    from google.protobuf.message import DecodeError
 
-        if isinstance(reply, AgentCallError):
-            raise reply
-        if reply.code != envelope.OK:
-            raise AgentCallError(method, reply.code, reply.error)
-        message = _response_class(service, method)()
-        try:
-            message.ParseFromString(bytes(reply.payload))
-        except DecodeError as error:
-            raise AgentCallError(
-                method, envelope.INTERNAL, f"the agent's answer to {method} is malformed: {error}"
-            ) from error
-        return message
+    if isinstance(reply, AgentCallError):
+        raise reply
+    if reply.code != envelope.OK:
+        raise AgentCallError(method, reply.code, reply.error)
+    message = response()
+    try:
+        message.ParseFromString(bytes(reply.payload))
+    except DecodeError as error:
+        raise AgentCallError(
+            method, envelope.INTERNAL, f"the agent's answer to {method} is malformed: {error}"
+        ) from error
+    return message
+
+
+def _frame(stream_id: int, service: str, method: str, request: Message | None, timeout_s: float | None) -> bytes:
+    """The whole frame of a call. Raises `AgentCallError` for one that is larger than a frame may be."""
+    from kata_wire import messages
+
+    head = messages.ttrpc.Request(
+        service=service,
+        method=method,
+        payload=b"" if request is None else request.SerializeToString(),
+        timeout_nano=0 if timeout_s is None else int(timeout_s * _NANO),
+    )
+    try:
+        return ttrpc.encode(stream_id, ttrpc.REQUEST, 0, head.SerializeToString())
+    except WireError as error:
+        raise AgentCallError(method, envelope.RESOURCE_EXHAUSTED, f"{method} cannot be sent: {error}") from error
+
+
+def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first exception in a group of groups."""
+    first = group.exceptions[0]
+    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 _classes: dict[tuple[str, str], type[Message]] = {}

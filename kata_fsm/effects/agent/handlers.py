@@ -8,13 +8,12 @@ agent for its state (an extension of ours); against a stock Kata agent it cannot
 from __future__ import annotations
 
 import json
-import os
 from typing import TYPE_CHECKING, Any
 
-from kata_fsm.effects.agent.client import AGENT, EXTENSION, AgentCallError, AgentUnreachable
+from kata_fsm.effects.agent.client import AGENT, EXTENSION, AgentCallError, AgentUnreachable, one_line
 from kata_fsm.effects.protocols import Observed
 from kata_fsm.errors import EffectError, TimeoutExceeded
-from kata_fsm.limits import AGENT_CALL_TIMEOUT_S, BOOT_TIMEOUT_S
+from kata_fsm.limits import BOOT_TIMEOUT_S
 from kata_wire import envelope
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ class AgentConnect(AgentHandler):
 
         client = await self.link.ensure(timeout_s=self.boot_timeout_s)
         version = await client.call("grpc.Health", "Version", messages.health.CheckRequest())
-        return {"agent_version": version.agent_version}
+        return {"agent_version": one_line(version.agent_version)}
 
 
 class AgentConfigure(AgentHandler):
@@ -216,8 +215,7 @@ class ProcessExec(AgentHandler):
         request = messages.agent.ExecProcessRequest(
             container_id=params["container"], exec_id=params["exec"], process=process
         )
-        await self.link.call(AGENT, "ExecProcess", request, timeout_s=AGENT_CALL_TIMEOUT_S)
-        _unlink(params.get("process_file"))
+        await self.link.call(AGENT, "ExecProcess", request)
         return {}
 
     async def probe(self, intent: Intent) -> Observed:
@@ -274,10 +272,3 @@ def _load(path: object) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise EffectError("spec", "the configuration for the guest is not an object")
     return loaded
-
-
-def _unlink(path: object) -> None:
-    try:
-        os.unlink(str(path))
-    except OSError:
-        pass  # removed with the run directory at the latest

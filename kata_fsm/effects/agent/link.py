@@ -12,16 +12,45 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from kata_fsm.effects.agent.client import HEALTH, AgentClient, AgentUnreachable
-from kata_fsm.effects.logs import last_line, tail
-from kata_fsm.errors import TimeoutExceeded
-from kata_fsm.limits import AGENT_CALL_TIMEOUT_S, AGENT_PING_TIMEOUT_S, CONSOLE_TAIL_BYTES
+from kata_fsm.effects.hypervisor.watch import panic_line
+from kata_fsm.effects.logs import last_lines, tail
+from kata_fsm.errors import EffectError, TimeoutExceeded
+from kata_fsm.limits import AGENT_CALL_TIMEOUT_S, AGENT_PING_TIMEOUT_S, CONSOLE_TAIL_BYTES, VM_DEATH_NOTICE_S
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
     from kata_fsm.world import Paths, World
 
+_CONSOLE_LINES = 3
+_SLOW = "a slow host may need a larger `agent.kata.dial_timeout`"
 _SOCKET_POLL_S = 0.005  # QEMU makes the socket within its first 0.2 s; nothing announces it
+
+
+class Phases:
+    """How long each step of reaching the agent has taken: `port` (QEMU's socket is there), `hello` (the guest has booted
+    and its agent has answered), `check` (the agent serves)."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._begun = [("port", world.mono_ns())]
+
+    @property
+    def now(self) -> str:
+        """The one under way."""
+        return self._begun[-1][0]
+
+    def reach(self, name: str) -> None:
+        """The one under way is done, `name` begins."""
+        self._begun.append((name, self._world.mono_ns()))
+
+    def seconds(self) -> dict[str, float]:
+        """Each one's duration so far."""
+        ends = [*(at for _, at in self._begun[1:]), self._world.mono_ns()]
+        return {name: round((end - at) / 1e9, 3) for (name, at), end in zip(self._begun, ends, strict=True)}
+
+    def __str__(self) -> str:
+        return ", ".join(f"`{name}` {seconds:.2f} s" for name, seconds in self.seconds().items())
 
 
 class Link:
@@ -44,7 +73,11 @@ class Link:
 
     async def ensure(self, *, timeout_s: float = AGENT_CALL_TIMEOUT_S) -> AgentClient:
         """The current connection, made if there is none. Raises `TimeoutExceeded` naming the phase it hung in."""
-        async with self._lock:
+        with trio.move_on_after(timeout_s) as limit:
+            await self._lock.acquire()
+        if limit.cancelled_caught:
+            raise TimeoutExceeded("connect", f"somebody else's connection to the agent took over {timeout_s:g} s")
+        try:
             if self.client is None:
                 with trio.CancelScope() as self._dialling:
                     if not self._over:
@@ -52,12 +85,16 @@ class Link:
             if self._over or self._client is None:
                 raise AgentUnreachable("connect", "the guest is gone")
             return self._client
+        finally:
+            self._lock.release()
 
     def end(self) -> None:
         """The guest is gone for good: whoever waits for it, or asks for it later, is told so at once."""
         self._over = True
         if self._dialling is not None:
             self._dialling.cancel()
+        if self._client is not None:
+            self._client.close("the guest is gone")
 
     async def call(
         self,
@@ -68,44 +105,53 @@ class Link:
         timeout_s: float | None = AGENT_CALL_TIMEOUT_S,
     ) -> Any:
         """Call by the current connection (see `AgentClient.call`)."""
-        client = await self.ensure()
+        client = await self.ensure(timeout_s=min(timeout_s or AGENT_CALL_TIMEOUT_S, AGENT_CALL_TIMEOUT_S))
         return await client.call(service, method, request, timeout_s=timeout_s)
 
-    def drop(self) -> None:
-        """Forget the current connection; its reader ends by itself when the peer closes."""
-        self._client = None
-
     async def _connect(self, timeout_s: float) -> AgentClient:
-        phases: dict[str, float] = {}
-        started = self._world.mono_ns()
-
-        def lap(phase: str) -> None:
-            phases[phase] = round((self._world.mono_ns() - started) / 1e9, 3)
-
-        phase = "port"
+        phases = Phases(self._world)
         with trio.move_on_after(timeout_s):
-            stream = await self._dial()
-            lap("port")
-            phase = "hello"
-            client = AgentClient(stream, self._world.random_bytes(16))
+            client = AgentClient(await self._dial(), self._world.random_bytes(16))
             self._nursery.start_soon(client.run)
-            await _first(client.established, client.closed)
-            if client.closed.is_set():
-                raise AgentUnreachable("hello", client.reason)
-            lap("hello")
-            phase = "check"
-            await _warm_up(client)
-            lap("check")
+            try:
+                await self._establish(client, phases)
+            except BaseException:
+                client.close("it never came to be")  # QEMU's socket serves one at a time: it would bar the next
+                raise
             return client
-        console = tail(self._paths.console_log, CONSOLE_TAIL_BYTES)
-        took = ", ".join(f"{name} after {seconds:g} s" for name, seconds in phases.items()) or "nothing"
-        raise TimeoutExceeded(
-            phase,
-            f"the agent in the guest did not answer within {timeout_s:g} s: hung in phase `{phase}` (reached: {took}); "
-            f"last console line: `{last_line(console) or 'none'}`",
-            evidence={"phases": phases, "console": console},
-            hint="a slow host may need a larger boot_timeout",
+        raise self._unreached(phases, f"nothing came within {timeout_s:g} s", hint=_SLOW)
+
+    async def _establish(self, client: AgentClient, phases: Phases) -> None:
+        phases.reach("hello")
+        await _first(client.established, client.closed)
+        if client.closed.is_set():
+            if not panic_line(self._console()):
+                # If QEMU is gone, whoever watches it says why, and cancels this.
+                await trio.sleep(VM_DEATH_NOTICE_S)
+            raise self._unreached(phases, f"the connection ended: {client.reason}")
+        phases.reach("check")
+        try:
+            await _warm_up(client)
+        except EffectError as error:
+            raise self._unreached(phases, error.message) from error
+
+    def _unreached(self, phases: Phases, why: str, *, hint: str | None = None) -> TimeoutExceeded:
+        """The error that says how far we came, how long each step took, and what the guest said last."""
+        console = self._console()
+        panic = panic_line(console)
+        if panic:
+            why = f"its kernel panicked: {panic}"
+        said = " | ".join(last_lines(console, _CONSOLE_LINES)) or "nothing"
+        return TimeoutExceeded(
+            phases.now,
+            f"the agent in the guest did not answer: {why}, in phase `{phases.now}` ({phases}); the console said last: "
+            f"`{said}`",
+            evidence={"phases": phases.seconds(), "console": console},
+            hint=hint,
         )
+
+    def _console(self) -> str:
+        return tail(self._paths.console_log, CONSOLE_TAIL_BYTES)
 
     async def _dial(self) -> trio.SocketStream:
         while True:
@@ -113,6 +159,8 @@ class Link:
                 return await trio.open_unix_socket(self._paths.agent_sock)
             except (FileNotFoundError, ConnectionRefusedError):
                 await trio.sleep(_SOCKET_POLL_S)
+            except OSError as error:
+                raise AgentUnreachable("connect", str(error)) from error
 
 
 async def _first(*events: trio.Event) -> None:

@@ -175,8 +175,9 @@ class HypervisorLaunch(_Hypervisor):
         """After QEMU's death, wait until its last events have arrived; whether there was a connection to hear them."""
         if not self.monitor.connections:
             return False
-        with trio.move_on_after(limits.QEMU_LAST_WORDS_S):
-            await self.monitor.lost.wait()
+        if self.monitor.connected:  # otherwise all has been heard, and a next connection is already being tried
+            with trio.move_on_after(limits.QEMU_LAST_WORDS_S):
+                await self.monitor.lost.wait()
         return True
 
 

@@ -52,15 +52,23 @@ def check_memory(settings: HypervisorSettings, accel: str, *, now: dict[str, int
 def check_space(paths: Paths) -> None:
     """Raises EffectError when the run or log directory's file system is full."""
     for directory in (paths.base, paths.logs):
-        status = os.statvfs(directory)
-        free = status.f_bavail * status.f_frsize
-        if free < limits.FREE_SPACE_BYTES_MIN or (status.f_files and not status.f_favail):
-            needed = limits.FREE_SPACE_BYTES_MIN // _MIB
-            raise errors.EffectError(
-                "disk",
-                f"no disk space: `{directory}` has `{free // _MIB}` MiB free, at least `{needed}` are needed",
-                evidence={"free_bytes": free, "free_inodes": status.f_favail},
-            )
+        require_space(directory)
+
+
+def require_space(directory: str) -> None:
+    """Raises EffectError when `directory`'s file system is full."""
+    status = os.statvfs(directory)
+    free = status.f_bavail * status.f_frsize
+    needed = limits.FREE_SPACE_BYTES_MIN // _MIB
+    evidence: dict[str, object] = {"free_bytes": free, "free_inodes": status.f_favail}
+    if free < limits.FREE_SPACE_BYTES_MIN:
+        raise errors.EffectError(
+            "disk",
+            f"no disk space: `{directory}` has `{free // _MIB}` MiB free, at least `{needed}` are needed",
+            evidence=evidence,
+        )
+    if status.f_files and not status.f_favail:
+        raise errors.EffectError("disk", f"no disk space: `{directory}` has no inodes left", evidence=evidence)
 
 
 def check_paths(paths: Paths) -> None:

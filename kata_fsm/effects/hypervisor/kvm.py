@@ -129,7 +129,7 @@ async def _boot(settings: HypervisorSettings, image: Image, directory: str, cpu:
     if ended.code != 0:
         first = logs.tail(log, limits.STDERR_TAIL_BYTES).strip().partition("\n")[0]
         return f"QEMU {ended.describe()}" + (f": {first}" if first else "")
-    return "" if os.path.getsize(console) else "the guest printed nothing"
+    return "" if logs.tail(console, 1) else "the guest printed nothing"
 
 
 async def choose(settings: HypervisorSettings, image: Image) -> Choice:

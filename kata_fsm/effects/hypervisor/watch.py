@@ -32,7 +32,7 @@ def panic_line(console: str) -> str:
     """The kernel's panic message in a console tail, without its time stamp; empty if there is none."""
     for line in reversed(console.splitlines()):
         if PANIC in line:
-            return line[line.index(PANIC) :].strip()
+            return line[line.index(PANIC) :].removesuffix(" ]---").strip()
     return ""
 
 

@@ -2,7 +2,7 @@
 """A supervisor that speaks the protocol and runs nothing: `stub_supervisor.py ID --stream STREAM --ready-fd N`.
 
 What it does is told by STUB in its environment's state directory (a JSON file `stub.json`): refuse to start, refuse the
-creation, or answer it and play a workload that echoes its input and exits with 7.
+creation, end in the middle, or answer it and play a workload that echoes its input and exits with 7.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ def serve_create(listener: socket.socket, plan: dict[str, Any]) -> None:
     request = client.receive()
     with open(state_dir() + "/request.json", "w") as file:
         json.dump(request, file)
+    if plan.get("die"):
+        return
     if plan.get("refuse"):
         client.send({"error": {"family": "world", "message": plan["refuse"], "hint": "try again", "exit": 1}})
         return

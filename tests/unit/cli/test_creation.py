@@ -6,7 +6,9 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,10 +87,42 @@ def test_a_supervisor_that_cannot_start_says_why_and_leaves_nothing(stubbed: Any
     stubbed.plan(ready="the journal is damaged")
     done = stubbed("create", "--bundle", bundle(), "box")
     assert (done.returncode, done.stderr) == (1, "the journal is damaged\n")
-    assert os.listdir(tmp_path / "run" / "sandboxes") == []
+    assert not (tmp_path / "run" / "sandboxes").exists()
 
 
 def test_a_member_needs_its_sandbox(stubbed: Any, bundle: Any) -> None:
     words = {"io.kubernetes.cri-o.ContainerType": "container", "io.kubernetes.cri-o.SandboxID": "infra"}
     done = stubbed("create", "--bundle", bundle(annotations=words), "member")
     assert done.stderr == "sandbox `infra` of container `member` is not there (create it first)\n"
+
+
+def test_a_terminal_that_its_receiver_has_closed_is_told(stubbed: Any, bundle: Any, tmp_path: Path) -> None:
+    directory = Path(bundle())
+    document = json.loads((directory / "config.json").read_text())
+    document["process"]["terminal"] = True
+    (directory / "config.json").write_text(json.dumps(document))
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+
+        def receive_and_close() -> None:
+            connection, _ = listener.accept()
+            _, fds, _, _ = socket.recv_fds(connection, 100, 1)
+            os.close(fds[0])
+            connection.close()
+
+        receiver = threading.Thread(target=receive_and_close)
+        receiver.start()
+        done = stubbed("create", "--bundle", str(directory), "--console-socket", str(tmp_path / "s"), "box")
+        receiver.join()
+    assert done.returncode == 1
+    assert "its terminal has been closed by whoever was given it" in done.stderr
+
+
+def test_a_supervisor_that_ends_half_way_is_told_in_one_line(stubbed: Any, bundle: Any) -> None:
+    stubbed.plan(die=True)
+    done = stubbed("create", "--bundle", bundle(), "box")
+    assert done.returncode == 1
+    assert done.stderr.startswith("cannot create container `box`: the supervisor at ")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (stubbed.directory / "run" / "sandboxes").exists()

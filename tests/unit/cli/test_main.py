@@ -207,3 +207,10 @@ def test_a_taken_id_is_refused(command: Any, bundle: Any) -> None:
     command.add("taken")
     done = command("create", "--bundle", bundle(), "taken")
     assert done.stderr.startswith("ID already in use, unique ID should be provided (container `taken` is `stopped`")
+
+
+def test_closed_standard_descriptors_are_no_harm(command: Any) -> None:
+    """Whatever is opened next would take their numbers."""
+    command.add("box")
+    shell = ["/bin/sh", "-c", f"exec {command.path} --root {command.root} list <&- >&- 2>&-"]
+    assert subprocess.run(shell, env=command.environment, timeout=30, check=False).returncode == 0

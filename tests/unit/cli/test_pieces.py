@@ -18,12 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata_fsm import cjson, control
-from kata_fsm.cli import attached, cgroups, console, pidfile
+from kata_fsm import cjson, control, spawn
+from kata_fsm.cli import attached, cgroups, client, console, pidfile
+from kata_fsm.cli.main import one_line
 from kata_fsm.config import load as config
 from kata_fsm.config.settings import Settings, hypervisor_settings
 from kata_fsm.errors import RemoteError, SupervisorGone, UsageError
 from kata_fsm.limits import CONTROL_FRAME_BYTES_MAX
+from kata_fsm.world import Paths
 
 JSON = st.recursive(
     st.none()
@@ -219,3 +221,92 @@ def test_the_shipped_configuration_says_what_the_defaults_are() -> None:
     }
     known = {name for type_ in config.SECTIONS.values() for name in type_.__struct_fields__}
     assert keys == known - {"image"}
+
+
+def test_a_pid_file_that_cannot_be_is_refused_before_anything_is_begun(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no directory"):
+        pidfile.prepare(str(tmp_path / "none" / "pid"))
+    with pytest.raises(UsageError, match="it is a directory"):
+        pidfile.prepare(str(tmp_path))
+
+
+def test_a_stale_pid_file_is_gone_before_anything_is_begun(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    path.write_text("1")
+    pidfile.prepare(str(path))
+    assert not path.exists()
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    """`--pid-file /dev/stdout`, as root: to rename over a device would take it away from the whole host."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    pidfile.prepare(str(path))
+    pidfile.write(str(path), 42)
+    assert os.read(reader, 10) == b"42"
+    assert path.is_fifo()
+    os.close(reader)
+
+
+def test_a_pid_file_that_cannot_be_written_leaves_no_other(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be written"):
+        pidfile.write(str(tmp_path / ("x" * 250)), 42)
+    assert os.listdir(tmp_path) == []
+
+
+def test_configuration_nested_too_deeply_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("a = " + "[" * 3000 + "]" * 3000)
+    with pytest.raises(UsageError, match="is not TOML"):
+        config.load(str(file))
+
+
+def test_the_dial_timeout_is_honoured(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("[agent.kata]\ndial_timeout = 7\n")
+    settings = config.load(str(file))
+    assert (settings.agent.dial_timeout, settings.warnings) == (7, ())
+
+
+def test_errors_do_not_obey_what_they_quote() -> None:
+    assert one_line(UsageError("`a\x1b[31m\0b`\nc", hint="é")) == r"`a\x1b[31m\x00b` c (é)"
+
+
+_SILENT = """
+import socket, sys
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_supervisor_that_says_nothing_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
+    """And nobody else who happens to listen there."""
+    monkeypatch.setenv("KATA_FSM_RUN", str(tmp_path))
+    monkeypatch.setattr(client, "SUPERVISOR_SILENT_S", 0.1)
+    stream = "box@0123456789ab"
+    spawn.prepare_run_dir("0123456789ab")
+    argv = [sys.executable, "-c", _SILENT, Paths("0123456789ab").supervisor_sock, stream if known else "else"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as silent:
+        assert silent.stdout is not None
+        silent.stdout.readline()
+        client.end_silent(stream)
+        assert silent.stdin is not None
+        silent.stdin.close()
+        assert silent.wait(10) == (-signal.SIGKILL if known else 0)
+
+
+def test_a_supervisor_that_never_came_to_be_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KATA_FSM_RUN", str(tmp_path / "run"))
+    monkeypatch.setenv("KATA_FSM_STATE", str(tmp_path / "state"))
+    spawn.prepare_run_dir("0123456789ab")
+    paths = Paths("0123456789ab")
+    for path in (paths.supervisor_lock, paths.supervisor_sock, paths.supervisor_log):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).touch()
+    spawn.forget("0123456789ab")
+    assert [os.listdir(tmp_path / name) for name in ("run", "state")] == [[], []]

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kata_fsm.errors import SpecError
-from kata_fsm.oci.check import check
+from kata_fsm.oci.check import check, unknown_capabilities
 from kata_fsm.oci.example import example
 from kata_fsm.oci.features import CAPABILITIES
 from kata_fsm.oci.sandbox import place_of
@@ -93,6 +94,25 @@ def test_the_example_is_legal(tmp_path: Path) -> None:
             "config.json: `linux.resources.memory.swap`: `5` is below",
         ),
         ("vm", {"kernel": {}}, "config.json: `vm`: is not supported"),
+        ("process/cwd", "/a\0b", "config.json: `process.cwd`: contains a NUL byte"),
+        ("mounts", [{"destination": "/a\0", "type": "tmpfs"}], "config.json: `mounts[0].destination`: contains a NUL"),
+        ("unknown", {"a": [{"b\0": 1}]}, "config.json: `unknown.a[0]`: contains a NUL byte"),
+        (
+            "linux/resources/memory",
+            {"limit": 1 << 63},
+            "config.json: `linux.resources.memory.limit`: expected `int` <=",
+        ),
+        (
+            "linux/resources/cpu",
+            {"shares": 1 << 64},
+            "config.json: `linux.resources.cpu.shares`: does not fit into 64 bits",
+        ),
+        ("unknown", json.loads("[" * 80 + "]" * 80), "nested more than 64 levels deep"),
+        (
+            "process/rlimits",
+            [{"type": "RLIMIT_FOO", "soft": 1, "hard": 1}],
+            "config.json: `process.rlimits[0].type`: `RLIMIT_FOO` is no resource limit",
+        ),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path: Path, path: str, value: Any, message: str) -> None:
@@ -107,6 +127,30 @@ def test_a_wrong_field_is_named(tmp_path: Path, path: str, value: Any, message: 
 def test_malformed_json(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(SpecError, match=words):
         load(bundle(tmp_path, text))
+
+
+def test_bytes_that_no_text_has_are_placed(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b'{"hostname": "\xe9"}')
+    with pytest.raises(SpecError, match="not UTF-8 at byte 14"):
+        load(str(tmp_path))
+
+
+def test_what_nests_deeper_than_a_reader_can_follow_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="nested more than 64 levels deep"):
+        load(bundle(tmp_path, "[" * 200_000))
+
+
+def test_a_pipe_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(SpecError, match="is a pipe"):
+        load(str(tmp_path))
+
+
+def test_a_capability_that_the_guest_does_not_know_is_named(tmp_path: Path) -> None:
+    loaded = load(bundle(tmp_path, changed("process/capabilities", {"bounding": ["CAP_KILL", "CAP_OF_TOMORROW"]})))
+    check(loaded)
+    assert loaded.spec.process is not None
+    assert unknown_capabilities(loaded.spec.process) == ["`CAP_OF_TOMORROW` is not applied: the guest does not know it"]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

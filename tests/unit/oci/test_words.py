@@ -164,3 +164,27 @@ def test_the_state_document_is_ready_to_print() -> None:
     assert json.loads(text)["pid"] == 7
     row = list_row(container_id="x", status="stopped", pid=7, bundle="/b", rootfs="/r", created="t", uid=0)
     assert (row["pid"], row["owner"]) == (0, "#0")
+
+
+@pytest.mark.parametrize("word", ["CAP_SYS_ADMIN", "cap_sys_admin", "SYS_ADMIN"])
+def test_capabilities_by_any_name(word: str) -> None:
+    options = exec_options(cap=[word], command=["/bin/true"])
+    document, warnings = process.from_options(options, {"cwd": "/", "capabilities": {"bounding": ["CAP_KILL"]}})
+    assert document["capabilities"]["bounding"] == ["CAP_KILL", "CAP_SYS_ADMIN"]
+    assert warnings == []
+
+
+def test_a_capability_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(UsageError, match="there is no capability `CAP_BOGUS`"):
+        process.from_options(exec_options(cap=["CAP_BOGUS"], command=["/bin/true"]), {"cwd": "/"})
+
+
+@pytest.mark.parametrize("text", ["\uff19", "1e3", "", "-5", "4 x"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(UsageError, match="is no size"):
+        resources.bytes_of(text)
+
+
+def test_numbers_beyond_64_bits_are_refused_here_and_not_by_the_wire() -> None:
+    with pytest.raises(SpecError, match=r"cpu\.shares`: does not fit into 64 bits"):
+        resources.from_options({"cpu-share": "9" * 30})
