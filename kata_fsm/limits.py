@@ -14,6 +14,7 @@ SPEC_DEPTH_MAX = 64
 CONTROL_FRAME_BYTES_MAX = 6 << 20
 SUPERVISOR_START_S = 20.0
 SHIM_ATTACH_S = 20.0
+EXEC_ID_CHARS_MAX = 32
 SHIM_RECONNECT_S = 60.0
 VERB_REPLY_S = 180.0
 # A supervisor answers a ping within milliseconds; `delete --force` takes one that needs this long for dead.
@@ -63,7 +64,13 @@ SUPERVISOR_IDLE_S = 20.0
 # `delete` waits this long for a container's output to be read by whoever gave its descriptors.
 UNREAD_OUTPUT_S = 30.0
 # Readers take a supervisor's lock for an instant, to see whether it is free; a new supervisor outlasts that.
-LOCK_PROBE_S = 1.0
+LOCK_POLL_S = 0.01
+
+# A supervisor that fails in a way of its own is followed by another, which goes on from the journal. One that has failed
+# so often within so long would fail again: the next takes its sandbox down.
+SUPERVISOR_FAILURES_MAX = 3
+SUPERVISOR_FAILURES_S = 600.0
+SUPERVISOR_FAILURE_RECORDS = 1000  # how far back they are looked for
 
 # Host cgroups: how long a process that must leave one is waited for, and how often a vanished parent is made again.
 CGROUP_EMPTY_S = 2.0

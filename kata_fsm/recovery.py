@@ -4,15 +4,28 @@
 Recovery has three parts, in this order. Was the host started anew? Then nothing that ran can be alive. Do the processes
 that the pod believes in still run? Each that does not is recorded as ended, with what can be known about how. Then every
 outstanding effect is looked at and finished (`Runtime.resume`). Doing all of it twice changes nothing.
+
+A supervisor that fails in a way of its own (a bug of ours, a journal that refuses it) ends, as if it had been killed: that
+is the one way of starting afresh that is exact and tested. It leaves a note of what it failed of, and whoever needs a
+supervisor starts the next. So that this does not go on for ever, the notes are counted: one that finds too many of its
+sandbox's supervisors failed of late takes the sandbox down by force, watching nothing, with that as the cause.
 """
 
 from __future__ import annotations
 
+import sys
+import traceback
+
+from journal import Journal, JournalError, NewRecord, Stamp
 from kata_fsm.effects.process import Identity, alive
+from kata_fsm.limits import SUPERVISOR_FAILURE_RECORDS, SUPERVISOR_FAILURES_MAX, SUPERVISOR_FAILURES_S
 from kata_fsm.machines import Cause, Pod, sandbox, share, vm
-from kata_fsm.machines.vocab import HostRebooted, Observation, ShareDied, VmDied
+from kata_fsm.machines.vocab import HostRebooted, Observation, ShareDied, StopSandbox, VmDied
 from kata_fsm.runtime import Runtime
 from kata_fsm.world import World
+
+FAILED = "supervisor_failed"
+_NOTE_CHARS_MAX = 8192
 
 
 def process_of(facts: dict[str, object]) -> Identity | None:
@@ -38,8 +51,44 @@ def observe(pod: Pod, world: World, last_boot: str) -> list[Observation]:
     return seen
 
 
+def note_failure(journal: Journal, stream: str, world: World, error: BaseException) -> None:
+    """Leave a note of what a supervisor of `stream` failed of, if there is anything to supervise. Never raises."""
+    trace = "".join(traceback.format_exception(error))
+    text = f"{type(error).__name__}: {error}"
+    body = {name: _recordable(value) for name, value in (("error", text), ("traceback", trace))}
+    stamp = Stamp(wall_ns=world.wall_ns(), mono_ns=world.mono_ns(), boot_id=world.boot_id())
+    try:
+        rev = journal.rev(stream)
+        if rev:
+            journal.append(stream, [NewRecord("note", FAILED, body)], stamp=stamp, expected_rev=rev)
+    except JournalError as reason:
+        print(f"supervisor: its failure cannot be noted: {reason}", file=sys.stderr)
+
+
+def _recordable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()[-_NOTE_CHARS_MAX:]
+
+
+def failed_too_often(runtime: Runtime) -> Cause | None:
+    """The cause to take the sandbox down with, if its supervisors have failed too often of late."""
+    since = runtime.world.mono_ns() - int(SUPERVISOR_FAILURES_S * 1e9)
+    first = max(1, runtime.rev - SUPERVISOR_FAILURE_RECORDS)
+    failures = [
+        str(record.data.get("error", ""))
+        for record in runtime.journal.read_stream(runtime.stream, from_rev=first)
+        if record.type == FAILED and record.boot_id == runtime.world.boot_id() and record.mono_ns >= since
+    ]
+    if len(failures) < SUPERVISOR_FAILURES_MAX:
+        return None
+    message = f"its supervisor failed {len(failures)} times within {SUPERVISOR_FAILURES_S:g} s: {failures[-1]}"
+    return Cause("supervisor_failed", message, {"bug": True, "failures": failures[-SUPERVISOR_FAILURES_MAX:]})
+
+
 async def recover(runtime: Runtime) -> None:
     """Bring a stream that was left behind to where its outstanding effects run again."""
     for observation in observe(runtime.pod, runtime.world, runtime.last_boot):
         await runtime.report(observation)
+    cause = failed_too_often(runtime)
+    if cause is not None and runtime.pod.sandbox.state in sandbox.LIVE and not runtime.pod.sandbox.facts.get("force"):
+        await runtime.submit(StopSandbox(cause, force=True))
     await runtime.resume()

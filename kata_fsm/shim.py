@@ -77,10 +77,11 @@ class Options:
         self.sandbox = self.stream = self.container = ""
         self.process = "init"
         self.tty = False
+        self.early = False  # the process may not have been declared yet
         words = iter(argv)
         for word in words:
-            if word == "--tty":
-                self.tty = True
+            if word in ("--tty", "--early"):
+                setattr(self, word[2:], True)
             elif word in ("--stream", "--container", "--process"):
                 setattr(self, word[2:], next(words, ""))
             elif not word.startswith("-") and not self.sandbox:
@@ -88,7 +89,7 @@ class Options:
             else:
                 raise UsageError(f"shim: unknown argument `{word}`")
         if not (self.sandbox and self.stream and self.container):
-            raise UsageError("shim: expected `ID --stream STREAM --container KEY [--process ID] [--tty]`")
+            raise UsageError("shim: expected `ID --stream STREAM --container KEY [--process ID] [--tty] [--early]`")
 
 
 class Shim:
@@ -170,6 +171,7 @@ class Shim:
             "stdin_taken": self.input.taken,
             "stdin_eof": self.input.eof,
             "tty": self.options.tty,
+            "early": self.options.early,
             "winsize": window_size() if self.options.tty else None,
             "streams": [*(output.name for output in self.outputs), "stdin"],
             "fds": len(fds),

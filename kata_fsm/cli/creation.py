@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import select
 from typing import Any
 
 import msgspec
@@ -18,13 +17,13 @@ import msgspec
 from journal import JournalError
 from kata_fsm import spawn
 from kata_fsm.cli import client, console, log, lookup, shims
+from kata_fsm.cli.attending import ShimDied, await_reply
 from kata_fsm.cli.context import Context
 from kata_fsm.cli.log import rfc3339
 from kata_fsm.config.load import load as load_config
 from kata_fsm.config.settings import Settings, hypervisor_settings
 from kata_fsm.control import Connection, raise_error
 from kata_fsm.errors import CallerError, KataFsmError, SpecError, SupervisorGone, UsageError, WorldError
-from kata_fsm.limits import VERB_REPLY_S
 from kata_fsm.oci import guest
 from kata_fsm.oci.check import check
 from kata_fsm.oci.names import check_id
@@ -32,12 +31,6 @@ from kata_fsm.oci.redact import redacted
 from kata_fsm.oci.sandbox import Place, place_of
 from kata_fsm.oci.spec import Loaded, load
 from kata_fsm.world import WORLD
-
-_LAST_WORDS_S = 3.0
-
-
-class ShimDied(WorldError):
-    """The shim ended while its process was being brought about."""
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -277,32 +270,6 @@ def attend(context: Context, connection: Connection, plan_of: Any) -> tuple[int,
     shim_pid, warnings = shims.start(plan_of(reply))
     for warning in warnings:
         log.warn(context, warning)
-    reply = raise_error(_await_reply(connection, shim_pid))
+    reply = raise_error(await_reply(connection, shim_pid))
     pid = reply.get("pid")
     return (pid if isinstance(pid, int) and pid > 0 else shim_pid), shim_pid
-
-
-def _await_reply(connection: Connection, shim_pid: int) -> dict[str, Any]:
-    """The next message, unless the shim ends first: then the supervisor gets a moment to say why."""
-    pidfd = os.pidfd_open(shim_pid)
-    try:
-        poller = select.poll()
-        poller.register(connection.fileno(), select.POLLIN)
-        poller.register(pidfd, select.POLLIN)
-        ready = {fd for fd, _ in poller.poll(int(VERB_REPLY_S * 1000))}
-    finally:
-        os.close(pidfd)
-    if connection.fileno() in ready or not ready:
-        return connection.receive()
-    connection.settimeout(_LAST_WORDS_S)
-    try:
-        raise_error(connection.receive())
-    except SupervisorGone:
-        pass
-    # Even if all else went well: the pid that the caller would get names nobody.
-    raise ShimDied(f"the shim {_how_ended(shim_pid)} before it could be of use")
-
-
-def _how_ended(pid: int) -> str:
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"

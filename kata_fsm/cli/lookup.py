@@ -12,7 +12,7 @@ from kata_fsm.world import Paths, journal_dir
 class Found:
     """One container as its projection tells it."""
 
-    __slots__ = ("document", "id", "key", "live", "row", "sandbox", "stream", "uid")
+    __slots__ = ("document", "home", "id", "key", "live", "row", "sandbox", "state", "stream", "uid")
 
     def __init__(self, container_id: str, value: bytes) -> None:
         try:
@@ -24,6 +24,8 @@ class Found:
             self.key = str(fields["key"])
             self.document = str(fields["oci"])
             self.live = bool(fields["live"])
+            self.state = str(fields.get("state", ""))
+            self.home = fields.get("home")
             self.row = fields["list"]
         except (ValueError, KeyError) as error:
             raise DamagedData(

@@ -7,9 +7,7 @@ import fcntl
 import os
 import signal
 import termios
-from typing import Any, NoReturn
-
-import msgspec
+from typing import Any, NamedTuple, NoReturn
 
 from kata_fsm import spawn
 from kata_fsm.cli import cgroups
@@ -20,9 +18,10 @@ _REPORT_BYTES = 4096
 _OUT_OF_THE_WAY = 10
 
 
-class Plan(msgspec.Struct, frozen=True):
+class Plan(NamedTuple):
     """What a shim is to be. `stdio`: the descriptors that become its 0, 1 and 2. `own_terminal`: they are a terminal made
-    for it, which becomes its controlling one. `tty`: the process has a terminal, so there is no stderr of its own."""
+    for it, which becomes its controlling one. `tty`: the process has a terminal, so there is no stderr of its own. `early`:
+    it is started before its process is declared."""
 
     sandbox: str
     stream: str
@@ -34,6 +33,7 @@ class Plan(msgspec.Struct, frozen=True):
     tty: bool = False
     own_terminal: bool = False
     preserve_fds: int = 0
+    early: bool = False
 
 
 def plan_from(reply: dict[str, Any], *, sandbox: str, stream: str, **how: Any) -> Plan:
@@ -98,7 +98,7 @@ def _become(plan: Plan, homes: list[str], report: int) -> None:
             raise WorldError(f"its terminal has been closed by whoever was given it: {error.strerror}") from error
     os.chdir("/")
     argv = spawn.command("shim", plan.sandbox, "--stream", plan.stream, "--container", plan.container)
-    argv += ["--process", plan.process, *(["--tty"] if plan.tty else [])]
+    argv += ["--process", plan.process, *(["--tty"] if plan.tty else []), *(["--early"] if plan.early else [])]
     environment = spawn.clean_environment()
     if homes:
         environment["KATA_FSM_HOME_CGROUPS"] = ":".join(homes)

@@ -43,6 +43,7 @@ CAUSES: dict[str, str] = {
     "container_stopped": "its container ended under it",
     "client_gone": "the caller went away before the creation could be completed",
     "host_reboot": "the host was started anew",
+    "supervisor_failed": "its supervisor failed again and again: a bug of ours",
     "unknown": "the world cannot tell; never taken for success",
 }
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -61,24 +62,29 @@ def _report(fd: int, message: bytes) -> None:
         pass  # whoever started us is gone; the sandbox needs us all the same
 
 
-def _lock(path: str) -> int | None:
-    """The descriptor that holds the sandbox's lock until we end; None when another supervisor has it."""
-    fd = _open_lock(path)
-    deadline = WORLD.mono_ns() + int(limits.LOCK_PROBE_S * 1e9)
+def _lock(paths: Paths) -> int | None:
+    """The descriptor that holds the sandbox's lock until we end; None when another supervisor has it and listens.
+
+    Readers take the lock for an instant to see whether it is free, and a supervisor that is leaving holds it without
+    listening: both are waited for. Raises `WorldError` when the lock is held for long by one that does not listen.
+    """
+    deadline = WORLD.mono_ns() + int(limits.SUPERVISOR_START_S * 1e9)
     while True:
+        fd = _open_lock(paths.supervisor_lock)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if WORLD.mono_ns() > deadline:
-                os.close(fd)
+            os.close(fd)
+            if _listens(paths.supervisor_sock):
                 return None
-            time.sleep(limits.LOCK_PROBE_S / 100)
+        else:
+            if _is_at(fd, paths.supervisor_lock):
+                return fd
+            os.close(fd)  # its last holder removed it together with the sandbox
             continue
-        if _is_at(fd, path):
-            return fd
-        # Its last holder removed it together with the sandbox, or is about to make it anew.
-        os.close(fd)
-        fd = _open_lock(path)
+        if WORLD.mono_ns() > deadline:
+            raise WorldError("another supervisor holds the sandbox's lock and does not answer")
+        time.sleep(limits.LOCK_POLL_S)
 
 
 def _open_lock(path: str) -> int:
@@ -103,18 +109,13 @@ def _require_space(paths: Paths) -> None:
         require_space(directory)
 
 
-def _await_other(paths: Paths) -> bool:
-    """Another supervisor has the lock: wait until it listens."""
-    deadline = WORLD.mono_ns() + int(limits.SUPERVISOR_START_S * 1e9)
-    while WORLD.mono_ns() < deadline:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            try:
-                probe.connect(paths.supervisor_sock)
-            except OSError:
-                time.sleep(limits.RETRY_S)
-                continue
-            return True
-    return False
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
 
 
 def _listen(path: str) -> trio.socket.SocketType:
@@ -153,7 +154,7 @@ class Supervisor:
     async def run(self, journal: Journal) -> None:
         """Serve until there is nothing left to serve."""
         from kata_fsm.effects.agent.link import Link
-        from kata_fsm.recovery import recover
+        from kata_fsm.recovery import failed_too_often, recover
         from kata_fsm.runtime import Runtime
         from kata_fsm.supervisor.server import Server
         from kata_fsm.supervisor.watch import Watcher
@@ -169,11 +170,13 @@ class Supervisor:
             nursery.start_soon(server.serve, listener)
             if runtime.rev:
                 server.wire(runtime.pod.sandbox.facts.get("config") or {})
+                watcher.blind = failed_too_often(runtime) is not None
                 await recover(runtime)
                 watcher.reconcile(runtime.pod)
             _report(self.options.ready_fd, READY)
             nursery.start_soon(_warm_up)
             await self._until_over(runtime, server)
+            await self._say_goodbye(runtime, server)
             if runtime.pod.sandbox.state in (sandbox.DELETED, sandbox.ABSENT):
                 await trio.to_thread.run_sync(_clean, self.paths)
             cleaned.set()
@@ -201,6 +204,20 @@ class Supervisor:
                 return
 
 
+    async def _say_goodbye(self, runtime: Any, server: Any) -> None:
+        """From here on whoever comes starts another supervisor. Who came before is answered, also by a deletion."""
+        try:
+            os.unlink(self.paths.supervisor_sock)
+        except FileNotFoundError:
+            pass
+        with trio.move_on_after(limits.PROCESS_KILL_WAIT_S):
+            while server.undecided and runtime.pod.sandbox.state != sandbox.DELETED:
+                await trio.sleep(0.005)
+        with trio.move_on_after(limits.VERB_REPLY_S):
+            while server.requests and runtime.pod.sandbox.state != sandbox.DELETED:
+                await trio.sleep(0.005)
+
+
 async def _warm_up() -> None:
     """Import what is needed once the guest answers, while it boots: the message classes cost tens of milliseconds."""
 
@@ -222,21 +239,35 @@ async def _drain(server: Any) -> None:
         process.kill(shim, signal.SIGKILL)
 
 
+def _raise_file_limit() -> None:
+    """A shim brings four descriptors, and there may be many: take what we may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        pass  # fewer shims, then
+
+
 def main(argv: list[str]) -> int:
     """Run a supervisor. Reports `ok` or one error object on `--ready-fd`."""
     options = Options(argv)
     paths = Paths(options.uid)
     try:
-        lock = _lock(paths.supervisor_lock)
+        lock = _lock(paths)
         if lock is None:
-            if not _await_other(paths):
-                raise WorldError("another supervisor holds the sandbox's lock and does not answer")
             _report(options.ready_fd, READY)
             return 0
         if options.is_new:
             _require_space(paths)
+        _raise_file_limit()
         with Journal.open(journal_dir(), lock_timeout_s=limits.JOURNAL_LOCK_S) as journal:
-            trio.run(Supervisor(options).run, journal)
+            try:
+                trio.run(Supervisor(options).run, journal)
+            except Exception as error:
+                from kata_fsm.recovery import note_failure
+
+                note_failure(journal, options.stream, WORLD, _first(error))
+                raise
     except (KataFsmError, JournalError, OSError) as error:
         return _fail(options, error)
     except BaseExceptionGroup as group:

@@ -7,6 +7,7 @@ descriptors, forwards signals and window sizes, and is told the exit code.
 
 from __future__ import annotations
 
+import select
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import trio
 from journal import JournalError
 from kata_fsm.effects.process import Identity, identify
 from kata_fsm.errors import Bug, CallerError, IllegalTransition, KataFsmError, NotFoundError, WorldError
-from kata_fsm.limits import RETRY_S
+from kata_fsm.limits import RETRY_S, SHIM_ATTACH_S
 from kata_fsm.machines import process
 from kata_fsm.machines.pod import Unit
 from kata_fsm.machines.vocab import EXIT_UNKNOWN, AttachShim, Facts
@@ -40,10 +41,12 @@ class Server:
         self.watcher = watcher
         self.paths = paths
         self._cleaned = cleaned
+        self.clients = 0  # connected
         self.requests = 0  # being answered
         self.forced: set[Identity] = set()  # shims of containers whose deletion was forced
         self.shims = 0  # attached and not yet told their exit code
         self.served = trio.Event()  # a first request has come
+        self._listener: trio.socket.SocketType | None = None
         self._execs: dict[str, int] = {}  # the last name that was given out, by container
 
     def wire(self, config: dict[str, Any]) -> None:
@@ -62,8 +65,15 @@ class Server:
         number = self._execs[container_id] = max(last, self._execs.get(container_id, 0)) + 1
         return f"e{number}"
 
+    @property
+    def undecided(self) -> bool:
+        """Whether somebody has connected who is not a shim and may be about to ask for something."""
+        knocking = self._listener is not None and bool(select.select([self._listener], [], [], 0)[0])
+        return knocking or self.clients > self.shims
+
     async def serve(self, listener: trio.socket.SocketType) -> None:
         """Accept for ever."""
+        self._listener = listener
         with listener:
             async with trio.open_nursery() as nursery:
                 while True:
@@ -77,19 +87,24 @@ class Server:
                     nursery.start_soon(self._client, client)
 
     async def _client(self, client: trio.socket.SocketType) -> None:
-        with Channel(client) as channel:
-            request = await channel.receive()
-            if request is None:
-                return
-            if request.get("op") == "attach":
-                await self._shim(channel, request)
-                return
-            self.requests += 1
-            self.served.set()
-            try:
-                await self._reply(channel, await self._answer(channel, request))
-            finally:
-                self.requests -= 1
+        self.clients += 1
+        try:
+            with Channel(client) as channel:
+                request = await channel.receive()
+                if request is not None and request.get("op") == "attach":
+                    await self._shim(channel, request)
+                elif request is not None:
+                    await self._verb(channel, request)
+        finally:
+            self.clients -= 1
+
+    async def _verb(self, channel: Channel, request: dict[str, Any]) -> None:
+        self.requests += 1
+        self.served.set()
+        try:
+            await self._reply(channel, await self._answer(channel, request))
+        finally:
+            self.requests -= 1
 
     async def _reply(self, channel: Channel, reply: Facts) -> None:
         try:
@@ -127,6 +142,10 @@ class Server:
     async def _shim(self, channel: Channel, hello: dict[str, Any]) -> None:
         subject = f"{hello.get('container')}/{hello.get('process')}"
         fds = channel.take_fds()
+        if hello.get("early"):
+            # The shim of an `exec` is started before the process is declared; it may well be here first.
+            with trio.move_on_after(SHIM_ATTACH_S):
+                await self.runtime.until(lambda pod: subject in pod.processes)
         try:
             if self._unit(subject).state == process.CLOSED:
                 close_all(fds)

@@ -17,7 +17,7 @@ import trio
 from kata_fsm.effects.agent.client import AGENT, EXTENSION
 from kata_fsm.effects.process import Identity
 from kata_fsm.errors import CallerError, EffectError, IllegalTransition, NotFoundError, WorldError
-from kata_fsm.limits import SHIM_ATTACH_S, UNREAD_OUTPUT_S
+from kata_fsm.limits import EXEC_ID_CHARS_MAX, SHIM_ATTACH_S, UNREAD_OUTPUT_S
 from kata_fsm.machines import Cause, Pod, container, network, process, sandbox
 from kata_fsm.machines.pod import INIT, init_of
 from kata_fsm.machines.vocab import (
@@ -188,16 +188,23 @@ async def _give_up(server: Server, container_id: str) -> None:
 
 async def _get_shim(server: Server, channel: Channel, pod: Pod, container_id: str, subject: str, name: str) -> bool:
     """Ask the client for a shim and wait until it is attached; False when the client went away or took too long."""
+    need = _need_shim(pod, container_id, name)
+    return await channel.send(need) and await _attached(server, channel, subject)
+
+
+def _need_shim(pod: Pod, container_id: str, name: str) -> Reply:
     prepared = pod.unit("container", container_id).facts
-    need = {
+    return {
         "need": "shim",
         "netns": pod.network.facts.get("netns"),
         "cgroups": [each["path"] for each in prepared.get("cgroups", [])],
         "container": container_id,
         "process": name,
     }
-    if not await channel.send(need):
-        return False
+
+
+async def _attached(server: Server, channel: Channel, subject: str) -> bool:
+    """Wait until a shim is attached to `subject`; False when the client went away or it took too long."""
     attached = False
     with trio.move_on_after(SHIM_ATTACH_S):
         async with trio.open_nursery() as nursery:
@@ -323,11 +330,22 @@ def _stuck_error(pod: Pod) -> tuple[str, str]:
 # --- exec -------------------------------------------------------------------------------------------------------------
 
 
+def _early_name(request: dict[str, Any]) -> str:
+    """The process's name when the caller chose it, because its shim is on its way already; empty when it did not."""
+    name = request.get("exec_id") or ""
+    if not isinstance(name, str) or (name and not (name.isascii() and name.isalnum() and len(name) <= EXEC_ID_CHARS_MAX)):
+        raise CallerError("the request's `exec_id` is not a short word of letters and digits")
+    if name == INIT:
+        raise CallerError(f"the request's `exec_id` is `{INIT}`, which every container has")
+    return name
+
+
 async def exec_(server: Server, channel: Channel, request: dict[str, Any]) -> Reply:
     """Add a process to a running container."""
     container_id, wanted = _text(request, "container"), _object(request, "process")
     runtime = server.runtime
-    name = server.exec_name(container_id)
+    early = _early_name(request)
+    name = early or server.exec_name(container_id)
     subject = f"{container_id}/{name}"
     config = {
         "terminal": bool(wanted.get("terminal")),
@@ -341,7 +359,12 @@ async def exec_(server: Server, channel: Channel, request: dict[str, Any]) -> Re
     except Exception:
         _drop(config["process_file"])
         raise
-    if not await _get_shim(server, channel, runtime.pod, container_id, subject, name):
+    attached = (
+        await _attached(server, channel, subject)
+        if early
+        else await _get_shim(server, channel, runtime.pod, container_id, subject, name)
+    )
+    if not attached:
         cause = Cause("client_gone", "the caller went away before the process was started")
         if runtime.pod.unit("process", subject).state == process.DECLARED:
             await runtime.submit(AbandonProcess(subject, cause))

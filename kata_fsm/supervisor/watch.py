@@ -42,6 +42,7 @@ class Watcher:
         self._link = link
         self._nursery = nursery
         self.wiring: Wiring | None = None  # known as soon as there is a sandbox
+        self.blind = False  # watch nothing: the sandbox is being taken down because watching it has failed
         self._tasks: dict[Key, trio.CancelScope] = {}
         self.sessions: dict[str, Session] = {}
 
@@ -54,6 +55,8 @@ class Watcher:
 
     def _wanted(self, pod: Pod) -> dict[Key, Callable[[], Awaitable[None]]]:
         wanted: dict[Key, Callable[[], Awaitable[None]]] = {}
+        if self.blind:
+            return wanted
         if pod.vm.state == vm.RUNNING:
             wanted[("vm", "")] = self._vm
         if pod.share.state in share.USABLE and pod.vm.state in (vm.ABSENT, vm.LAUNCHING, vm.RUNNING):

@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each request does: asked, waited for, answered; refused, or failed and undone."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from kata_fsm.errors import EffectError
+from kata_fsm.machines import container, process, sandbox
+from kata_fsm.machines.vocab import Cause
+from kata_fsm.projections import container_key
+from kata_fsm.supervisor import verbs
+from kata_wire import envelope
+from tests.support.agent_peer import AgentPeer, Message, Refused
+from tests.support.house import House, ShimPeer, create_request, exec_request, wait_for
+from tests.support.stage import BOX, ROOT, SUBJECT, Stage, of_kind, records
+
+SECRET = {"ociVersion": "1.1.0", "process": {"args": ["x"], "env": ["TOKEN=hush"], "cwd": "/"}, "root": {"path": "r"}}
+
+
+def kept(house: House) -> list[Path]:
+    return sorted(Path(house.paths.base, "specs").glob("*"))
+
+
+async def test_creating_asks_for_a_shim_and_answers_its_pid(house: House, peer: AgentPeer) -> None:
+    async with house.connected() as client:
+        await client.send(create_request(guest_spec=SECRET))
+        need = await client.receive()
+        assert need == {"need": "shim", "netns": "/run/x/netns", "cgroups": [], "container": BOX, "process": "init"}
+        (file,) = kept(house)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        shim = ShimPeer(house.paths)
+        await shim.attach()
+        assert await client.receive() == {"ok": True, "pid": os.getpid()}
+    assert peer.called("CreateContainer")[0]["OCI"]["Process"]["Env"] == ["TOKEN=hush"]
+    assert not kept(house)
+    assert not [r for r in records(house.journal) if b"hush" in bytes(r.body)], "secrets are not recorded"
+
+
+async def test_a_creation_that_fails_is_undone_before_it_is_answered(house: House, stage: Stage) -> None:
+    stage.fail["hypervisor.launch"] = EffectError("image", "no kernel", hint="build it")
+    answered = []
+
+    async def create() -> None:
+        async with house.connected() as client:
+            await client.send(create_request())
+            reply = await client.receive()
+            if reply is not None and "need" in reply:
+                reply = await client.receive()
+            answered.append(reply)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(create)
+        await house.until("sandbox", sandbox.DELETED)
+        assert not answered
+        house.cleaned.set()
+    (reply,) = answered
+    assert reply["error"]["message"] == f"cannot create container `{BOX}`: no kernel"
+    assert reply["error"]["hint"] == "build it"
+    assert not kept(house)
+
+
+async def test_a_caller_that_leaves_before_its_container_is_created(house: House) -> None:
+    async with house.connected() as client:
+        await client.send(create_request())
+        assert "need" in (await client.receive() or {})
+    await house.until("sandbox", sandbox.DELETED)
+    assert house.runtime.pod.sandbox.facts["cause"]["kind"] == "client_gone"
+
+
+async def test_a_caller_that_sends_no_shim_in_time(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbs, "SHIM_ATTACH_S", 0.05)
+    async with house.connected() as client:
+        await client.send(create_request())
+        await client.receive()
+        await house.until("sandbox", sandbox.DELETED)
+        house.cleaned.set()
+        assert "error" in (await client.receive() or {})
+
+
+async def test_a_second_creation_does_not_touch_the_first(house: House, peer: AgentPeer) -> None:
+    """It is refused; what the first still needs is what the first brought."""
+    async with house.connected() as first:
+        await first.send(create_request(guest_spec=SECRET))
+        await first.receive()
+        reply = await house.ask(**create_request(sandbox=False, guest_spec={"process": {"args": ["another"]}}))
+        assert "ID already in use" in reply["error"]["message"]
+        assert [json.loads(file.read_text()) for file in kept(house)] == [SECRET]
+        await ShimPeer(house.paths).attach()
+        assert (await first.receive() or {}).get("ok")
+    assert peer.called("CreateContainer")[0]["OCI"]["Process"]["Args"] == ["x"]
+
+
+async def test_a_further_container(house: House, peer: AgentPeer) -> None:
+    await house.run()
+    async with house.connected() as client:
+        await client.send(create_request("side", sandbox=False))
+        need = await client.receive() or {}
+        assert need["container"] == "side"
+        shim = ShimPeer(house.paths)
+        shim.container = "side"
+        assert await shim.attach() == {"ok": True}
+        assert (await client.receive() or {}).get("ok")
+    assert await house.ask("start", container="side") == {"ok": True}
+    peer.process("side").finish(code=1)
+    assert await shim.exit_code() == 1
+    assert await house.ask("delete", container="side") == {"ok": True}
+    assert house.journal.projection(container_key(ROOT, "side")) is None
+    assert house.runtime.pod.sandbox.state == sandbox.READY
+    assert peer.called("RemoveContainer")[0]["container_id"] == "side"
+
+
+async def test_a_start_that_fails_says_why(house: House, peer: AgentPeer) -> None:
+    await house.create()
+
+    async def refuse(_: Message) -> Message:
+        raise Refused(envelope.INTERNAL, "exec: no such file")
+
+    peer.script["StartContainer"] = refuse
+    reply = await house.ask("start", container=BOX)
+    assert reply["error"]["message"] == f"cannot start container `{BOX}`: exec: no such file"
+    reply = await house.ask("start", container=BOX)
+    assert reply["error"]["family"] == "illegal"
+
+
+async def test_pausing_and_resuming(house: House, peer: AgentPeer) -> None:
+    await house.run()
+    assert (await house.ask("resume", container=BOX))["error"]["family"] == "illegal"
+    assert await house.ask("pause", container=BOX) == {"ok": True}
+    assert (await house.ask("pause", container=BOX))["error"]["family"] == "illegal"
+    assert await house.ask("resume", container=BOX) == {"ok": True}
+
+    async def refuse(_: Message) -> Message:
+        raise Refused(envelope.INTERNAL, "frozen solid")
+
+    peer.script["PauseContainer"] = refuse
+    reply = await house.ask("pause", container=BOX)
+    assert reply["error"]["message"] == f"cannot pause container `{BOX}`: frozen solid"
+    assert house.runtime.pod.unit("container", BOX).state == container.RUNNING
+
+
+async def test_a_pause_that_was_undone_at_once_was_a_pause(house: House) -> None:
+    """Whoever asked is told what came of its request, not what somebody else did after it."""
+    await house.run()
+
+    def resume_at_once(pod: Any) -> None:
+        house.watcher.reconcile(pod)
+        if pod.unit("container", BOX).state == container.PAUSED:
+            from kata_fsm.machines.vocab import Resume
+
+            house._nursery.start_soon(house.runtime.submit, Resume(BOX))
+
+    house.runtime.on_step = resume_at_once
+    for _ in range(5):
+        assert await house.ask("pause", container=BOX) == {"ok": True}
+        await house.until("container", container.RUNNING, BOX)
+
+
+async def test_killing_is_recorded_with_what_came_of_it(house: House, peer: AgentPeer) -> None:
+    await house.run()
+    assert await house.ask("kill", container=BOX, signal=15) == {"ok": True}
+    assert await house.ask("kill", container=BOX, signal=9, all=True) == {"ok": True}
+    assert [(r.get("exec_id", ""), r["signal"]) for r in peer.called("SignalProcess")] == [(BOX, 15), ("", 9)]
+
+    async def gone(_: Message) -> Message:
+        raise Refused(envelope.NOT_FOUND)
+
+    peer.script["SignalProcess"] = gone
+    assert (await house.ask("kill", container=BOX, signal=15))["error"]["message"] == "container not running"
+    assert [body["ok"] for body in of_kind(house.journal, "outcome", "process.signal")] == [True, True, False]
+
+
+async def test_updating_is_recorded_with_what_came_of_it(house: House, peer: AgentPeer) -> None:
+    await house.run()
+    assert await house.ask("update", container=BOX, resources={"cpu": {"shares": 512}}) == {"ok": True}
+    (request,) = peer.called("UpdateContainer")
+    assert request["resources"]["CPU"]["Shares"] == 512
+
+    async def refuse(_: Message) -> Message:
+        raise Refused(envelope.INTERNAL, "too much")
+
+    peer.script["UpdateContainer"] = refuse
+    assert (await house.ask("update", container=BOX, resources={}))["error"]["message"] == "too much"
+    outcomes = of_kind(house.journal, "outcome", "container.update")
+    assert outcomes == [{"subject": BOX, "ok": True}, {"subject": BOX, "ok": False, "message": "too much"}]
+
+
+async def test_processes_that_are_added_side_by_side_are_each_their_own(house: House, peer: AgentPeer) -> None:
+    """Two callers at once: each gets its own name, its own command and its own streams."""
+    await house.run()
+    shims: dict[str, ShimPeer] = {}
+
+    async def add(word: str) -> None:
+        async with house.connected() as client:
+            await client.send(exec_request(args=[word]))
+            need = await client.receive() or {}
+            assert "need" in need, need
+            shims[word] = ShimPeer(house.paths, process=need["process"])
+            await shims[word].attach()
+            assert (await client.receive() or {}).get("ok")
+
+    words = [f"word{number}" for number in range(6)]
+    async with trio.open_nursery() as nursery:
+        for word in words:
+            nursery.start_soon(add, word)
+    ran = {request["exec_id"]: request["process"]["Args"] for request in peer.called("ExecProcess")}
+    assert ran == {shims[word].process: [word] for word in words}
+    assert not kept(house)
+
+
+async def test_names_of_processes_are_not_used_again(house: House, peer: AgentPeer, another: Any) -> None:
+    await house.run()
+    await house.ask("pause", container=BOX)
+    assert (await house.ask(**exec_request()))["error"]["family"] == "illegal"
+    await house.ask("resume", container=BOX)
+    shim = await house.exec()
+    assert (shim.process, kept(house)) == ("e2", [])
+    assert house.server.exec_name(BOX) == "e3"
+    house.server._execs.clear()  # another supervisor, which knows what is recorded
+    assert house.server.exec_name(BOX) == "e3"
+    assert house.server.exec_name("nobody") == "e1"
+
+
+async def test_a_process_that_cannot_be_added_says_why(house: House, peer: AgentPeer) -> None:
+    await house.run()
+
+    async def refuse(_: Message) -> Message:
+        raise Refused(envelope.INTERNAL, "no such program")
+
+    peer.script["ExecProcess"] = refuse
+    async with house.connected() as client:
+        await client.send(exec_request())
+        need = await client.receive() or {}
+        shim = ShimPeer(house.paths, process=need["process"])
+        await shim.attach()
+        reply = await client.receive() or {}
+    assert reply["error"]["message"] == f"cannot exec in container `{BOX}`: no such program"
+    assert await shim.exit_code() == 255
+    assert not kept(house)
+
+
+async def test_a_caller_that_leaves_before_its_process_is_added(house: House) -> None:
+    await house.run()
+    async with house.connected() as client:
+        await client.send(exec_request())
+        assert "need" in (await client.receive() or {})
+    await house.until("process", process.CLOSED, f"{BOX}/e1")
+    await wait_for(lambda: not kept(house), "what was kept to be dropped")
+    assert house.runtime.pod.unit("process", f"{BOX}/e1").facts["cause"]["kind"] == "client_gone"
+
+
+async def test_a_clean_up_that_fails_is_told_and_can_be_asked_for_again(
+    house: House, peer: AgentPeer, stage: Stage
+) -> None:
+    stage.fail["share.release"] = EffectError("umount", "device busy")
+    shim = await house.run()
+    peer.process(BOX).finish(code=0)
+    assert await shim.exit_code() == 0
+    await house.until("share", "stuck")
+    stage.hold("share.release")
+    async with trio.open_nursery() as nursery:
+        replies = []
+
+        async def delete() -> None:
+            replies.append(await house.ask("delete", container=BOX))
+
+        nursery.start_soon(delete)
+        await stage.reached["share.release"].wait()
+        stage.release()
+    assert "cannot be deleted yet: share: device busy" in replies[0]["error"]["message"]
+    del stage.fail["share.release"]
+    house.cleaned.set()
+    assert await house.ask("delete", container=BOX) == {"ok": True}
+
+
+async def test_looking_into_the_guest(house: House, peer: AgentPeer) -> None:
+    await house.run()
+    peer.script["StatsContainer"] = _answer({"cgroup_stats": {"pids_stats": {"current": 3, "limit": 10}}})
+    peer.script["RunPs"] = _answer({"stdout": b"PID CMD\n1 sh\n", "status": 0})
+    peer.script["ListPids"] = _answer({"pids": [1, 17]})
+    stats = await house.ask("stats", container=BOX)
+    assert stats == {"ok": True, "stats": {"cgroup_stats": {"pids_stats": {"current": 3, "limit": 10}}}}
+    seen = await house.ask("ps", container=BOX, args=["-ef"])
+    assert seen == {"ok": True, "pids": [os.getpid()], "guest_pids": [1, 17], "text": "PID CMD\n1 sh\n"}
+    peer.script["RunPs"] = _answer({"stderr": b"bad option\n", "status": 1})
+    assert "bad option" in (await house.ask("ps", container=BOX))["error"]["message"]
+
+
+def _answer(message: Message) -> Any:
+    async def answer(_: Message) -> Message:
+        await trio.lowlevel.checkpoint()
+        return message
+
+    return answer
+
+
+async def test_the_end_of_the_guest_answers_whoever_waits_for_it(house: House, peer: AgentPeer) -> None:
+    await house.create()
+
+    async def never(_: Message) -> Message:
+        await trio.sleep_forever()
+        return {}
+
+    peer.script["StartContainer"] = never
+    async with trio.open_nursery() as nursery:
+        replies = []
+
+        async def start() -> None:
+            replies.append(await house.ask("start", container=BOX))
+
+        nursery.start_soon(start)
+        await wait_for(lambda: bool(peer.called("StartContainer")), "the call")
+        house.wiring.kill_vm(Cause("vm_killed", "QEMU was killed by SIGKILL"))
+    assert "cannot start container" in replies[0]["error"]["message"]
+    await house.until("process", process.CLOSED, SUBJECT)
+    assert house.runtime.pod.unit("process", SUBJECT).facts["cause"]["kind"] == "vm_killed"
