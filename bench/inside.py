@@ -5,7 +5,8 @@ Both run `true` in the same container C of the same VM, in turn. A is the wall t
 second container of the sandbox, privileged in the guest and without a process namespace of its own, enters the guest's
 own mount namespace (`nsenter -t 1 -m`), where a few lines of Python start the guest's crun as the agent does
 (`posix_spawn`), wait for it, and read the guest's clock around that. The clock is checked: what it says for all of them
-may not exceed what the host's clock says for the whole. crun stays until `true` has ended, as our command does.
+may not exceed what the host's clock says for the whole. crun stays until `true` has ended, as our command does. The first
+run of each visit is not counted: the agent is still busy with the visit itself, which would be to crun's disadvantage.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from kata_fsm.testing.bundle import config
 
 RUNS = 20
 GOAL = 2.0
-_EACH = 3  # crun execs per visit to the guest
+_EACH = 3  # crun execs per visit to the guest that count
 
 _CAPABILITIES = (
     *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP"),
@@ -78,11 +79,11 @@ class Pod:
     def inside(self, count: int) -> list[float]:
         """Seconds that each of `count` runs of `crun exec` takes."""
         enter = ("nsenter", "-t", "1", "-m", "/usr/bin/python3", "-I", "-S", "-c", _PROBE)
-        ran = self.kit.verb("exec", self.meter, *enter, self.target, str(count))
+        ran = self.kit.verb("exec", self.meter, *enter, self.target, str(1 + count))
         times: list[float] = json.loads(ran.out)
         if sum(times) > ran.wall_s:
             raise BenchError(f"the guest's clock runs fast: {sum(times):.3f} s inside, {ran.wall_s:.3f} s outside")
-        return times
+        return times[1:]
 
 
 def run(kit: Kit, runs: int) -> Report:

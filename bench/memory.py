@@ -24,6 +24,8 @@ _ROLES = (
     ("shim", "\0shim\0"),
 )
 
+OTHER = "other"
+
 
 def processes(uid: str) -> dict[int, str]:
     """Host processes whose command line names the sandbox `uid`: pid -> role."""
@@ -37,7 +39,7 @@ def processes(uid: str) -> dict[int, str]:
         except OSError:
             continue
         if uid in line:
-            found[int(entry)] = next((role for role, mark in _ROLES if mark in line), line.partition("\0")[0])
+            found[int(entry)] = next((role for role, mark in _ROLES if mark in line), OTHER)
     return found
 
 
@@ -74,7 +76,7 @@ def run(kit: Kit, runs: int) -> Report:
         rows.append(measure(kit))
         say(f"memory {number}/{runs}: {sum(pss for pss, _, _ in rows[-1].values()):.0f} MiB")
     series, notes = [], []
-    for role in rows[0]:
+    for role in sorted(rows[0], key=[*(role for role, _ in _ROLES), OTHER].index):
         count = rows[0][role][2]
         label = role + (f" ({count} processes)" if count > 1 else "")
         series.append(Series(f"PSS {label}", "MiB", [row[role][0] for row in rows]))

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from journal import Journal
 from kata_fsm.testing.bundle import make_bundle
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,12 +151,20 @@ class Traces:
             "cgroup": self._cgroups(),
         }
 
-    @staticmethod
-    def _cgroups() -> set[str]:
+    def _cgroups(self) -> set[str]:
+        """The cgroups of this installation's sandboxes: they are named by uid, so other installations do not count."""
+        uids = self._uids()
         found = set()
         for where, directories, _ in os.walk("/sys/fs/cgroup"):
-            found.update(f"{where}/{name}" for name in directories)
+            found.update(f"{where}/{name}" for name in directories if uids.intersection(f"{where}/{name}".split("/")))
         return found
+
+    def _uids(self) -> set[str]:
+        path = Path(self.base) / "s" / "journal"
+        if not path.exists():
+            return set()
+        with Journal.open(path, read_only=True) as journal:
+            return {info.stream.rpartition("@")[2] for info in journal.streams()}
 
 
 def leaks(kata: Kata, traces: Traces, before: dict[str, set[str]]) -> list[str]:
