@@ -33,7 +33,7 @@ PROCESS_KILL_WAIT_S = 5.0
 KVM_PROBE_S = 6.0
 
 # Output pumping: one read from the guest. Large reads carry 70 to 130 MB/s through a virtio-serial port, 4 KB ones 10.
-STREAM_READ_BYTES = 1 << 20
+STREAM_READ_BYTES = 3 << 20
 STREAM_POLL_S = 5.0
 STDIN_BYTES = 256 << 10
 

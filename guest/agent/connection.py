@@ -190,8 +190,21 @@ class Connection:
         if not self._serial:
             return os.writev(self._fd, queue[:16])
         first = queue[0]
-        if len(first) >= _SERIAL_WRITE_BYTES or len(queue) == 1:
-            return os.write(self._fd, memoryview(first)[:_SERIAL_WRITE_BYTES])
+        if len(first) >= _SERIAL_WRITE_BYTES:
+            return self._write_large(memoryview(first))
+        if len(queue) == 1:
+            return os.write(self._fd, first)
         # every write is one buffer of the device and one exit of the VM: fill it
         second = memoryview(queue[1])[: _SERIAL_WRITE_BYTES - len(first)]
         return os.write(self._fd, b"".join((first, second)))
+
+    def _write_large(self, view: memoryview) -> int:
+        """As much as is taken at once. A loop of its own: a large answer is a hundred writes."""
+        fd, size, written = self._fd, len(view), 0
+        try:
+            while written < size:
+                written += os.write(fd, view[written : written + _SERIAL_WRITE_BYTES])
+        except BlockingIOError:
+            if not written:
+                raise
+        return written

@@ -59,10 +59,12 @@ class _Pipes:
                 os.set_blocking(mine, False)
                 # whoever the process runs as may open /dev/stdout again, as runc sees to as well
                 os.fchown(other, uid, gid)
-                try:
-                    fcntl(mine, F_SETPIPE_SZ, PIPE_BYTES)
-                except OSError:
-                    pass  # it works with the default size, only slower
+                for size in PIPE_BYTES:
+                    try:
+                        fcntl(mine, F_SETPIPE_SZ, size)
+                    except OSError:
+                        continue  # it works with a smaller one, only slower
+                    break
         except OSError:
             self.close_theirs()
             self.close_ours()

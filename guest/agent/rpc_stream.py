@@ -11,7 +11,6 @@ from time import monotonic
 from kata_wire.envelope import OUT_OF_RANGE
 
 from .errors import RpcError, invalid, precondition
-from .streams import READ_AHEAD_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,8 +40,7 @@ def read_stream(agent: Agent, request: Message) -> Message | Steps:
     if output is None:  # a terminal has one stream
         return {"offset": offset, "eof": True}
     output.acknowledge(offset)
-    if output.end - offset < READ_AHEAD_BYTES:
-        output.demand()
+    output.demand()
     limit = min(request.get("len", 0) or _READ_BYTES_MAX, _READ_BYTES_MAX)
     timeout_s = request.get("timeout_ms", 0) / 1000
     if output.end > offset or output.at_eof or not timeout_s:

@@ -5,8 +5,9 @@ Output is read into a ring of fixed size and stays there until it is acknowledge
 can ask for it again. When the ring is full the agent stops reading and the process blocks on its pipe: backpressure reaches
 to the writer, and memory is bounded whatever a container prints.
 
-Reading ahead of the host is worth it only when much comes at once. A process that writes line by line would wake the agent
-for every line; so after a small read for which nobody waits, the rest is left in the pipe until the host asks (`demand`).
+Nothing is read ahead of the host: after a read for which nobody waits, the rest is left in the pipe until the host asks
+(`demand`). A process that writes would wake the agent for every line, or for every 64 KiB; in a large pipe, one read finds
+a whole answer.
 
 An answer to the host refers to the ring itself (a memoryview, no copy). That is safe because bytes are overwritten only once
 the host has acknowledged them, which it cannot do before it has received them.
@@ -24,10 +25,10 @@ from kata_wire.envelope import OUT_OF_RANGE
 from .errors import RpcError, precondition
 from .loop import READABLE, WRITABLE, Loop, Notice
 
-RING_BYTES = 2 << 20  # two full answers: one on its way, one being filled
-PIPE_BYTES = 1 << 20  # /proc/sys/fs/pipe-max-size; the default of 64 KiB costs a wake-up for every 64 KiB
-_RESUME_FREE_BYTES = RING_BYTES // 4  # read again only when it is worth a call
-READ_AHEAD_BYTES = 64 << 10  # a read of this size or more is followed by another without being asked
+RING_BYTES = 3 << 20  # one full answer; what comes meanwhile waits in the pipe
+_RING_FIRST_BYTES = 64 << 10  # most processes print little, and a ring is filled with zeros when it is made
+PIPE_BYTES = (4 << 20, 1 << 20)  # the first that is granted: more than an answer, so that nobody waits for the other
+_RESUME_FREE_BYTES = _RING_FIRST_BYTES // 4  # read again only when it is worth a call
 INPUT_BYTES = 256 << 10  # accepted and not yet taken by the process
 
 
@@ -38,7 +39,8 @@ class Output:
         """Takes over `fd`: the non-blocking read end of a pipe, or a terminal's master."""
         self._loop = loop
         self._fd = fd
-        self._ring: memoryview | None = memoryview(bytearray(RING_BYTES))
+        self._size = _RING_FIRST_BYTES
+        self._ring: memoryview | None = memoryview(bytearray(self._size))
         self._origin = 0  # the offset whose byte lies at index 0
         self._watched = False
         self._full = False  # not read on for want of room
@@ -62,6 +64,9 @@ class Output:
             self._origin = offset  # begin at index 0 again: small outputs touch few pages of the ring
             if self.at_eof:
                 self._ring = None
+            elif self._full and self._size < RING_BYTES:
+                self._size = RING_BYTES
+                self._ring = memoryview(bytearray(self._size))  # an answer under way keeps the old one
         if self._full and self._free() >= _RESUME_FREE_BYTES:
             self.demand()  # there is most likely something: it saves a turn of the loop
 
@@ -76,8 +81,8 @@ class Output:
         """Unacknowledged bytes from `offset`, at most `limit`, perhaps fewer than there are; without a copy."""
         if self._ring is None:
             return memoryview(b"")
-        start = (offset - self._origin) % RING_BYTES
-        size = min(self.end - offset, limit, RING_BYTES - start)
+        start = (offset - self._origin) % self._size
+        size = min(self.end - offset, limit, self._size - start)
         return self._ring[start : start + size]
 
     def close(self) -> None:
@@ -92,7 +97,7 @@ class Output:
         self.changed.notify()
 
     def _free(self) -> int:
-        return RING_BYTES - (self.end - self.acknowledged)
+        return self._size - (self.end - self.acknowledged)
 
     def _watch(self) -> None:
         self._loop.watch(self._fd, READABLE, self._on_readable)
@@ -105,8 +110,8 @@ class Output:
 
     def _on_readable(self, events: int) -> None:
         awaited = bool(self.changed.waiting)
-        got = self._fill()
-        if self._watched and (self._full or not (awaited or got >= READ_AHEAD_BYTES)):
+        self._fill()
+        if self._watched and (self._full or not awaited):
             self._unwatch()
 
     def _fill(self) -> int:
@@ -115,8 +120,8 @@ class Output:
         ring = self._ring
         if not free or ring is None or self._fd < 0:
             return 0
-        start = (self.end - self._origin) % RING_BYTES
-        first = ring[start : min(start + free, RING_BYTES)]
+        start = (self.end - self._origin) % self._size
+        first = ring[start : min(start + free, self._size)]
         rest = free - len(first)
         try:
             got = os.readv(self._fd, (first, ring[:rest]) if rest else (first,))

@@ -27,7 +27,7 @@ def loop() -> Iterator[Loop]:
 @pytest.fixture
 def small_ring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "RING_BYTES", SMALL_RING)
-    monkeypatch.setattr(streams, "READ_AHEAD_BYTES", SMALL_RING // 2)
+    monkeypatch.setattr(streams, "_RING_FIRST_BYTES", SMALL_RING // 2)
     monkeypatch.setattr(streams, "_RESUME_FREE_BYTES", SMALL_RING // 4)
 
 
@@ -102,9 +102,13 @@ def test_a_full_ring_stops_reading_and_an_acknowledgement_resumes_it(loop: Loop,
     os.write(write_end, bytes(3 * SMALL_RING))
     for _ in range(3):
         pump(loop)
-    assert output.end == SMALL_RING
-    output.acknowledge(SMALL_RING)
-    assert output.end == 2 * SMALL_RING, "without waiting for a turn of the loop"
+    first = SMALL_RING // 2
+    assert output.end == first, "a ring begins small"
+    output.acknowledge(first)
+    assert output.end == first + SMALL_RING, "it grows once it was full, and fills without waiting for a turn of the loop"
+    for _ in range(3):
+        pump(loop)
+    assert output.end == first + SMALL_RING, "full again"
     os.close(write_end)
     output.close()
 
