@@ -44,10 +44,10 @@ def seal_crun() -> None:
 def load_modules() -> None:
     """Starts loading the modules the agent can do without, only while nothing else wants the processor.
 
-    What cannot wait is loaded by the kernel's own call of modprobe. The process is an orphan like any other, to be
-    reaped.
+    What cannot wait is loaded by the kernel's own call of modprobe; that such a module is there already is no news for
+    the console, which is evidence when a guest dies. The process is an orphan like any other, to be reaped.
     """
-    script = 'while read -r module; do insmod "$module"; done </usr/lib/kata/modules-late'
+    script = 'while read -r module; do insmod "$module" 2>/dev/null; done </usr/lib/kata/modules-late'
     pid = os.posix_spawn("/usr/bin/sh", ["sh", "-c", script], os.environ)
     os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
 
