@@ -203,7 +203,6 @@ class Supervisor:
             if not server.requests and not server.shims:
                 return
 
-
     async def _say_goodbye(self, runtime: Any, server: Any) -> None:
         """From here on whoever comes starts another supervisor. Who came before is answered, also by a deletion."""
         try:

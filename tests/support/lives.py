@@ -65,7 +65,9 @@ def _container(pod: Pod, asked: Set[str]) -> v.Input | None:
     return None
 
 
-async def live(runtime: Runtime, until: Callable[[Pod], bool] = lambda pod: pod.sandbox.state == sandbox.DELETED) -> Pod:
+async def live(
+    runtime: Runtime, until: Callable[[Pod], bool] = lambda pod: pod.sandbox.state == sandbox.DELETED
+) -> Pod:
     """Live on until `until` holds, which is asked between two things that happen."""
     recorded = runtime.journal.read_stream(runtime.stream)
     asked = {r.type for r in recorded if r.kind == "command" and r.data.get("container") == BOX}

@@ -81,7 +81,7 @@ async def test_a_container_is_created_from_what_was_kept(link: Link, peer: Agent
     await handlers.ContainerCreate(link, WORLD).perform(intent("container.create", spec_file=str(kept)))
     (request,) = peer.called("CreateContainer")
     assert request["container_id"] == request["exec_id"] == "box"
-    assert request["OCI"]["Process"]["Args"] == ["true"]
+    assert json.loads(request["OCI"]["raw_json"]) == SPEC
 
 
 @pytest.mark.parametrize("kept", [None, "", "[]", "{"], ids=["not-kept", "empty", "list", "cut"])

@@ -141,7 +141,9 @@ async def test_a_cancelled_effect_may_fail_on_its_way_out(journal: Journal, stag
 
 
 @pytest.mark.parametrize(
-    "result", [{"odd": object()}, {"text": "\udcff"}, {"long": "x" * (2 << 20)}, {1: 2}], ids=["type", "text", "size", "key"]
+    "result",
+    [{"odd": object()}, {"text": "\udcff"}, {"long": "x" * (2 << 20)}, {1: 2}],
+    ids=["type", "text", "size", "key"],
 )
 async def test_a_result_that_cannot_be_recorded_is_a_failure(
     journal: Journal, stage: Stage, result: dict[str, Any]

@@ -79,9 +79,7 @@ async def house(
 
 
 @pytest.fixture
-def another(
-    paths: Paths, journal: Journal, stage: Stage, peer: AgentPeer, _quick: None, _no_shim_is_left: None
-) -> Any:
+def another(paths: Paths, journal: Journal, stage: Stage, peer: AgentPeer, _quick: None, _no_shim_is_left: None) -> Any:
     """`async with another() as house`: a supervisor, as often as one is needed."""
 
     def another() -> AbstractAsyncContextManager[houses.House]:

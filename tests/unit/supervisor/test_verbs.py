@@ -16,7 +16,7 @@ from kata_fsm.errors import EffectError
 from kata_fsm.machines import container, process, sandbox
 from kata_fsm.machines.vocab import Cause
 from kata_fsm.projections import container_key
-from kata_fsm.supervisor import verbs
+from kata_fsm.supervisor import creation
 from kata_wire import envelope
 from tests.support.agent_peer import AgentPeer, Message, Refused
 from tests.support.house import House, ShimPeer, create_request, exec_request, wait_for
@@ -39,7 +39,7 @@ async def test_creating_asks_for_a_shim_and_answers_its_pid(house: House, peer: 
         shim = ShimPeer(house.paths)
         await shim.attach()
         assert await client.receive() == {"ok": True, "pid": os.getpid()}
-    assert peer.called("CreateContainer")[0]["OCI"]["Process"]["Env"] == ["TOKEN=hush"]
+    assert json.loads(peer.called("CreateContainer")[0]["OCI"]["raw_json"]) == SECRET
     assert not kept(house)
     assert not [r for r in records(house.journal) if b"hush" in bytes(r.body)], "secrets are not recorded"
 
@@ -76,7 +76,7 @@ async def test_a_caller_that_leaves_before_its_container_is_created(house: House
 
 
 async def test_a_caller_that_sends_no_shim_in_time(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verbs, "SHIM_ATTACH_S", 0.05)
+    monkeypatch.setattr(creation, "SHIM_ATTACH_S", 0.05)
     async with house.connected() as client:
         await client.send(create_request())
         await client.receive()
@@ -95,7 +95,7 @@ async def test_a_second_creation_does_not_touch_the_first(house: House, peer: Ag
         assert [json.loads(file.read_text()) for file in kept(house)] == [SECRET]
         await ShimPeer(house.paths).attach()
         assert (await first.receive() or {}).get("ok")
-    assert peer.called("CreateContainer")[0]["OCI"]["Process"]["Args"] == ["x"]
+    assert json.loads(peer.called("CreateContainer")[0]["OCI"]["raw_json"]) == SECRET
 
 
 async def test_a_further_container(house: House, peer: AgentPeer) -> None:
@@ -210,7 +210,9 @@ async def test_processes_that_are_added_side_by_side_are_each_their_own(house: H
     async with trio.open_nursery() as nursery:
         for word in words:
             nursery.start_soon(add, word)
-    ran = {request["exec_id"]: request["process"]["Args"] for request in peer.called("ExecProcess")}
+    ran = {
+        request["exec_id"]: json.loads(request["process"]["raw_json"])["args"] for request in peer.called("ExecProcess")
+    }
     assert ran == {shims[word].process: [word] for word in words}
     assert not kept(house)
 
@@ -321,3 +323,33 @@ async def test_the_end_of_the_guest_answers_whoever_waits_for_it(house: House, p
     assert "cannot start container" in replies[0]["error"]["message"]
     await house.until("process", process.CLOSED, SUBJECT)
     assert house.runtime.pod.unit("process", SUBJECT).facts["cause"]["kind"] == "vm_killed"
+
+
+async def test_a_shim_that_was_started_early_waits_for_its_process(house: House, peer: AgentPeer) -> None:
+    """`exec` chooses the name and starts the shim before it asks: whichever is there first."""
+    await house.run()
+    shim = ShimPeer(house.paths, process="x2")
+    async with trio.open_nursery() as nursery:
+        answers: list[Any] = []
+
+        async def attach() -> None:
+            answers.append(await shim.attach(early=True))
+
+        nursery.start_soon(attach)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not answers
+        assert (await house.ask(**exec_request(), exec_id="x2"))["ok"] is True
+    assert answers == [{"ok": True}]
+    peer.process(BOX, "x2").finish(code=1)
+    assert await shim.exit_code() == 1
+    assert (await house.ask(**exec_request(), exec_id="x2"))["error"]["family"] == "illegal"
+
+
+@pytest.mark.parametrize("name", ["init", "a/b", "../x", "x" * 1000, 7, ["x"], "ü"])
+async def test_a_name_that_cannot_be_a_processes_is_refused(house: House, name: Any) -> None:
+    await house.run()
+    before = house.runtime.pod
+    reply = await house.ask(**exec_request(), exec_id=name)
+    assert "`exec_id`" in reply["error"]["message"]
+    assert house.runtime.pod == before
+    assert not kept(house)

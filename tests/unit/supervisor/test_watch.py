@@ -73,9 +73,7 @@ async def test_the_end_of_the_vmm_ends_everything_with_its_cause(house: House) -
     assert house.runtime.pod.vm.facts["cause"]["evidence"] == {"console": "..."}
 
 
-async def test_the_end_of_virtiofsd_is_a_cause_of_its_own(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_end_of_virtiofsd_is_a_cause_of_its_own(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "VM_DEATH_NOTICE_S", 0.01)
     shim = await house.run()
     house.wiring.kill_share(Cause("share_died", "virtiofsd was killed by SIGKILL"))

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making something that has a shim: a container, or a further process in one.
+
+Both are declared, ask their caller for a shim (unless it is on its way already), and are answered when the guest has them.
+What only the guest needs, and may hold secrets, waits for it in a file of the run directory and never in the journal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import trio
+
+from kata_fsm.errors import CallerError, WorldError
+from kata_fsm.limits import EXEC_ID_CHARS_MAX, SHIM_ATTACH_S
+from kata_fsm.machines import Cause, Pod, process
+from kata_fsm.machines.pod import INIT, init_of
+from kata_fsm.machines.vocab import (
+    AbandonProcess,
+    CreateContainer,
+    CreateSandbox,
+    Delete,
+    Exec,
+    Facts,
+    StopSandbox,
+)
+from kata_fsm.oci.names import check_id
+from kata_fsm.supervisor import standing
+from kata_fsm.supervisor.channel import Channel
+from kata_fsm.supervisor.requests import Reply, Request, object_in, text_in
+from kata_fsm.world import WORLD
+
+if TYPE_CHECKING:
+    from kata_fsm.supervisor.server import Server
+
+
+class CreateFailed(WorldError):
+    """A sandbox or container could not be created; everything that was begun has been undone."""
+
+
+class StartFailed(WorldError):
+    """The workload's process could not be started."""
+
+
+class Kept:
+    """What only the guest needs, in a file of its own for each request: a refused one touches nobody else's."""
+
+    def __init__(self, run_directory: str, name: str, value: Facts) -> None:
+        directory = run_directory + "/specs"
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        self.path = f"{directory}/{name}.{WORLD.random_bytes(4).hex()}.json"
+        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            json.dump(value, file)
+
+    def drop(self) -> None:
+        """Forget it."""
+        try:
+            os.unlink(self.path)
+        except OSError:
+            pass  # removed with the run directory at the latest
+
+
+# --- a container ------------------------------------------------------------------------------------------------------
+
+
+async def create(server: Server, channel: Channel, request: Request) -> Reply:
+    """Make a sandbox with its first container, or a further container in this one."""
+    given = object_in(request, "container")
+    container_id = check_id(text_in(given, "id"))
+    kept = Kept(server.paths.base, container_id, object_in(given, "guest_spec"))
+    try:
+        command = _command(server, request, container_id, given, kept)
+        await server.runtime.submit(command, request.get("actor"))
+    except Exception:
+        kept.drop()
+        raise
+    pod = await _bring_up(server, channel, container_id)
+    kept.drop()  # the guest has it, or never will
+    if standing.created(pod, container_id):
+        return {"ok": True, "pid": pod.unit("process", init_of(container_id)).facts["shim"]["pid"]}
+    message, hint = standing.error_of(pod, container_id)
+    await server.runtime.until(lambda pod: standing.undone(pod, container_id))
+    raise CreateFailed(f"cannot create container `{container_id}`: {message}", hint=hint)
+
+
+def _command(
+    server: Server, request: Request, container_id: str, given: Facts, kept: Kept
+) -> CreateSandbox | CreateContainer:
+    config = {key: value for key, value in given.items() if key != "guest_spec"}
+    config["spec_file"] = kept.path
+    made = request.get("sandbox")
+    if not isinstance(made, dict):
+        return CreateContainer(container_id, config)
+    if server.watcher.wiring is None:
+        server.wire(made)
+    return CreateSandbox(text_in(made, "id"), text_in(made, "uid"), made, config)
+
+
+async def _bring_up(server: Server, channel: Channel, container_id: str) -> Pod:
+    """Get the container its shim; the pod in which it was created, or will not be any more."""
+    until = server.runtime.until
+    pod = await until(lambda pod: standing.host_side_ready(pod, container_id) or standing.over(pod, container_id))
+    if standing.over(pod, container_id):
+        return pod
+    if not await _get_shim(server, channel, container_id, INIT):
+        await _give_up(server, container_id)
+    return await until(lambda pod: standing.created(pod, container_id) or standing.over(pod, container_id))
+
+
+async def _give_up(server: Server, container_id: str) -> None:
+    """The caller went away, or sent no shim in time: undo the creation."""
+    cause = Cause("client_gone", "the caller went away before the container was created")
+    pod = server.runtime.pod
+    if standing.over(pod, container_id):
+        return
+    if container_id == pod.id:
+        await server.runtime.submit(StopSandbox(cause, force=True))
+    else:
+        await server.runtime.submit(Delete(container_id, force=True))
+
+
+# --- a further process ------------------------------------------------------------------------------------------------
+
+
+async def exec_(server: Server, channel: Channel, request: Request) -> Reply:
+    """Add a process to a running container."""
+    container_id, wanted = text_in(request, "container"), object_in(request, "process")
+    early = _early_name(request)
+    name = early or server.exec_name(container_id)
+    subject = f"{container_id}/{name}"
+    kept = Kept(server.paths.base, f"{container_id}.{name}", wanted)
+    config = {
+        "terminal": bool(wanted.get("terminal")),
+        "args": request.get("args_redacted") or [],
+        "cwd": wanted.get("cwd", "/"),
+        "user": wanted.get("user", {}),
+        "process_file": kept.path,
+    }
+    try:
+        await server.runtime.submit(Exec(container_id, subject, config), request.get("actor"))
+    except Exception:
+        kept.drop()
+        raise
+    facts = await _spawn(server, channel, container_id, name, early=bool(early))
+    kept.drop()
+    if not facts.get("spawned"):
+        why = facts.get("error") or facts.get("cause") or {}
+        raise StartFailed(f"cannot exec in container `{container_id}`: {why.get('message') or 'the cause is unknown'}")
+    return {"ok": True, "pid": facts["shim"]["pid"]}
+
+
+def _early_name(request: Request) -> str:
+    """The process's name when the caller chose it, because its shim is on its way already; empty when it did not."""
+    name = request.get("exec_id") or ""
+    if not isinstance(name, str) or (
+        name and not (name.isascii() and name.isalnum() and len(name) <= EXEC_ID_CHARS_MAX)
+    ):
+        raise CallerError("the request's `exec_id` is not a short word of letters and digits")
+    if name == INIT:
+        raise CallerError(f"the request's `exec_id` is `{INIT}`, which every container has")
+    return name
+
+
+async def _spawn(server: Server, channel: Channel, container_id: str, name: str, *, early: bool) -> Facts:
+    """Get the process its shim; what is known of it once it runs, or will not any more."""
+    runtime, subject = server.runtime, f"{container_id}/{name}"
+    if early:
+        attached = await _attached(server, channel, subject)
+    else:
+        attached = await _get_shim(server, channel, container_id, name)
+    if not attached and runtime.pod.unit("process", subject).state == process.DECLARED:
+        cause = Cause("client_gone", "the caller went away before the process was started")
+        await runtime.submit(AbandonProcess(subject, cause))
+    under_way = (process.DECLARED, process.SPAWNING)
+    pod = await runtime.until(lambda pod: pod.unit("process", subject).state not in under_way)
+    return pod.unit("process", subject).facts
+
+
+# --- the shim ---------------------------------------------------------------------------------------------------------
+
+
+async def _get_shim(server: Server, channel: Channel, container_id: str, name: str) -> bool:
+    """Ask the client for a shim and wait until it is attached; False when the client went away or took too long."""
+    need = _need_shim(server.runtime.pod, container_id, name)
+    return await channel.send(need) and await _attached(server, channel, f"{container_id}/{name}")
+
+
+def _need_shim(pod: Pod, container_id: str, name: str) -> Reply:
+    prepared = pod.unit("container", container_id).facts
+    return {
+        "need": "shim",
+        "netns": pod.network.facts.get("netns"),
+        "cgroups": [each["path"] for each in prepared.get("cgroups", [])],
+        "container": container_id,
+        "process": name,
+    }
+
+
+async def _attached(server: Server, channel: Channel, subject: str) -> bool:
+    """Wait until a shim is attached to `subject`; False when the client went away or it took too long."""
+    attached = False
+    with trio.move_on_after(SHIM_ATTACH_S):
+        async with trio.open_nursery() as nursery:
+
+            async def hung_up() -> None:
+                if await channel.receive() is None:
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(hung_up)
+            await server.runtime.until(
+                lambda pod: (
+                    "shim" in pod.unit("process", subject).facts or pod.unit("process", subject).state == process.CLOSED
+                )
+            )
+            attached = True
+            nursery.cancel_scope.cancel()
+    return attached
