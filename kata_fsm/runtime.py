@@ -21,7 +21,7 @@ from kata_fsm import __version__
 from kata_fsm.effects.protocols import Handler
 from kata_fsm.errors import Bug, CallerError, EffectError
 from kata_fsm.limits import JOURNAL_RETRY_S, OUTCOME_MESSAGE_CHARS_MAX
-from kata_fsm.machines import Intent, Moved, Pod, Step, decide, fold, outstanding, sandbox
+from kata_fsm.machines import Intent, Moved, Pod, Step, decide, events_of, fold, outstanding, sandbox
 from kata_fsm.machines.intents import ACQUIRING, CANCELLABLE
 from kata_fsm.machines.pod import TABLE_VERSION
 from kata_fsm.machines.vocab import (
@@ -134,7 +134,7 @@ class Runtime:
         with trio.CancelScope(shield=True):
             async with self._lock:
                 step = decide(self.pod, given)
-                pod = fold(_moves(step), self.pod)
+                pod = fold(events_of(step), self.pod)
                 await self._append(step, pod, self._requirements(given), actor)
                 self._adopt(step, pod)
         return step
@@ -286,10 +286,6 @@ def _failure(intent: Intent, error: Exception) -> EffectFailed:
     print(f"supervisor: `{intent.kind}` failed unexpectedly", file=sys.stderr)
     sys.excepthook(type(error), error, error.__traceback__)
     return EffectFailed(intent.kind, intent.subject, "unexpected", f"{type(error).__name__}: {error}", {"bug": True})
-
-
-def _moves(step: Step) -> list[Moved]:
-    return [msgspec.convert(draft.body, Moved) for draft in step.records if draft.kind == "event"]
 
 
 def _to_record(draft: Any, actor: Facts | None) -> NewRecord:

@@ -394,8 +394,3 @@ def decide(pod: Pod, given: Input) -> Step:
 def events_of(step: Step) -> list[Moved]:
     """The transitions among a step's records."""
     return [msgspec.convert(draft.body, Moved) for draft in step.records if draft.kind == "event"]
-
-
-def owner_of(subject: str) -> str:
-    """The container id in a container's or process's subject."""
-    return container_of(subject) if "/" in subject else subject
