@@ -21,6 +21,7 @@ Names are imported when first used: `journal.peek` is on a path where millisecon
 TYPE_CHECKING = False  # what `typing.TYPE_CHECKING` is, without importing typing; type checkers know the name
 if TYPE_CHECKING:
     from journal.errors import (
+        ChainBroken,
         InvalidAppend,
         JournalBusy,
         JournalDamaged,
@@ -28,12 +29,15 @@ if TYPE_CHECKING:
         JournalError,
         JournalInUse,
         JournalMissing,
+        JournalPruned,
         JournalReadOnly,
         JournalVersionError,
         RequirementFailed,
+        StreamMissing,
         VersionConflict,
     )
-    from journal.journal import Journal, Stat, StreamInfo
+    from journal.journal import Journal, Stat
+    from journal.reading import Gap, RecordSource, Snapshot, StreamInfo
     from journal.records import Head, Kind, NewRecord, Record, Stamp
     from journal.verify import Finding
 
@@ -44,14 +48,20 @@ _HOME = {
     "JournalDiskFull": "errors",
     "JournalError": "errors",
     "JournalInUse": "errors",
+    "ChainBroken": "errors",
     "JournalMissing": "errors",
+    "JournalPruned": "errors",
+    "StreamMissing": "errors",
     "JournalReadOnly": "errors",
     "JournalVersionError": "errors",
     "RequirementFailed": "errors",
     "VersionConflict": "errors",
     "Journal": "journal",
     "Stat": "journal",
-    "StreamInfo": "journal",
+    "Gap": "reading",
+    "RecordSource": "reading",
+    "Snapshot": "reading",
+    "StreamInfo": "reading",
     "Head": "records",
     "Kind": "records",
     "NewRecord": "records",
@@ -61,7 +71,9 @@ _HOME = {
 }
 
 __all__ = [
+    "ChainBroken",
     "Finding",
+    "Gap",
     "Head",
     "InvalidAppend",
     "Journal",
@@ -71,15 +83,19 @@ __all__ = [
     "JournalError",
     "JournalInUse",
     "JournalMissing",
+    "JournalPruned",
     "JournalReadOnly",
     "JournalVersionError",
     "Kind",
     "NewRecord",
     "Record",
+    "RecordSource",
     "RequirementFailed",
+    "Snapshot",
     "Stamp",
     "Stat",
     "StreamInfo",
+    "StreamMissing",
     "VersionConflict",
 ]
 

@@ -43,7 +43,7 @@ def create(path: str, map_bytes: int) -> None:
         )
         try:
             with env.begin(write=True) as txn:
-                tables = {name: env.open_db(name, txn=txn) for name in layout.TABLES}
+                tables = {name: env.open_db(name, txn=txn) for name in layout.TABLES_V1 + layout.TABLES_V2}
                 txn.put(layout.FORMAT_KEY, layout.FORMAT, db=tables[b"meta"])
         finally:
             env.close()

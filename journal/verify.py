@@ -17,7 +17,7 @@ from journal import layout
 from journal.env import Env, Tables, Txn
 from journal.errors import JournalDamaged, JournalError
 from journal.records import Head, Record, parse, split, text_digest
-from journal.step import last_record, read_head
+from journal.step import last_record, read_tip
 
 KINDS = ("modified", "missing", "reordered", "index", "chain", "head", "codec")
 
@@ -41,7 +41,7 @@ def verify(env: Env) -> Iterator[Finding]:
     with env.read() as txn:
         last = last_record(txn, tables)
         try:
-            head = read_head(txn, tables)
+            head = read_tip(txn, tables).head
         except JournalDamaged as error:
             head = last
             judged: Finding | None = Finding("head", last.seq, error.message)
