@@ -6,6 +6,7 @@ text, and the text holds the digest of the record before it. The text is never r
 stored. `kind` and `type` are free words here, so a reader shows those of a later version as they are. See FORMAT.md.
 """
 
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from hashlib import sha256
 from typing import Any
@@ -18,6 +19,7 @@ from journal.errors import InvalidAppend, JournalDamaged, JournalVersionError
 RECORD_VERSION = 1
 DIGEST_CHARS = 64
 TEXT_AT = DIGEST_CHARS + 1
+_TOGETHER = 64  # so many records are checked at once: enough to pay, and their copies stay in the processor's cache
 
 
 class Kind(StrEnum):
@@ -93,6 +95,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 _ENCODER = msgspec.json.Encoder()
 _RECORD = msgspec.json.Decoder(Record)
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
+_UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 def encode_object(what: str, value: dict[str, Any] | msgspec.Raw) -> msgspec.Raw:
@@ -138,6 +141,34 @@ def unseal(value: bytes, seq: int) -> Record:
     return record
 
 
+def unseal_each(values: Sequence[bytes], seqs: Sequence[int]) -> Iterator[Record]:
+    """The records stored under `seqs`, each checked and refused as by `unseal`, when it is its turn."""
+    for at in range(0, len(values), _TOGETHER):
+        some, places = values[at : at + _TOGETHER], seqs[at : at + _TOGETHER]
+        yield from _unseal_sound(some, places) or map(unseal, some, places)
+
+
+def _unseal_sound(values: Sequence[bytes], seqs: Sequence[int]) -> list[Record]:
+    """As `unseal` of each, if all of them pass; else nothing: that one does not says not which, and why.
+
+    The same checks, each made of all records at once, which is what makes reading fast.
+    """
+    texts = [value[TEXT_AT:] for value in values]
+    digests = [sha256(text).hexdigest() for text in texts]
+    # No part is longer than 65 bytes, so two joined ones can only be equal when all their parts are.
+    if b"".join([value[:TEXT_AT] for value in values]) != (" ".join(digests) + " ").encode():
+        return []
+    try:
+        records = list(map(_RECORD.decode, texts))
+    except _UNREADABLE:
+        return []
+    for record, digest, seq in zip(records, digests, seqs, strict=True):
+        if record.seq != seq or record.v > RECORD_VERSION:
+            return []
+        force_setattr(record, "digest", digest)
+    return records
+
+
 def split(value: bytes, seq: int) -> tuple[str, bytes]:
     """The digest and the text of a stored value. Raises JournalDamaged when it has not that shape."""
     if value[DIGEST_CHARS:TEXT_AT] != b" " or not value[:DIGEST_CHARS].isalnum():
@@ -154,7 +185,7 @@ def parse(text: bytes, seq: int) -> Record:
     """Decode a record's text; `digest` is left empty. Raises as `unseal` does."""
     try:
         record = _RECORD.decode(text)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+    except _UNREADABLE as error:
         later = _later_version(text)
         if later is not None:
             raise _newer(seq, later) from error
