@@ -36,7 +36,9 @@ if TYPE_CHECKING:
         StreamMissing,
         VersionConflict,
     )
+    from journal.folds import Projector
     from journal.journal import Journal, Stat
+    from journal.prune import Cut
     from journal.reading import Gap, RecordSource, Snapshot, StreamInfo
     from journal.records import Head, Kind, NewRecord, Record, Stamp
     from journal.verify import Finding
@@ -58,7 +60,9 @@ _HOME = {
     "VersionConflict": "errors",
     "Journal": "journal",
     "Stat": "journal",
+    "Cut": "prune",
     "Gap": "reading",
+    "Projector": "folds",
     "RecordSource": "reading",
     "Snapshot": "reading",
     "StreamInfo": "reading",
@@ -72,6 +76,7 @@ _HOME = {
 
 __all__ = [
     "ChainBroken",
+    "Cut",
     "Finding",
     "Gap",
     "Head",
@@ -88,6 +93,7 @@ __all__ = [
     "JournalVersionError",
     "Kind",
     "NewRecord",
+    "Projector",
     "Record",
     "RecordSource",
     "RequirementFailed",
