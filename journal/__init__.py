@@ -20,6 +20,7 @@ Names are imported when first used: `journal.peek` is on a path where millisecon
 
 TYPE_CHECKING = False  # what `typing.TYPE_CHECKING` is, without importing typing; type checkers know the name
 if TYPE_CHECKING:
+    from journal.bundle import Bundle
     from journal.errors import (
         ChainBroken,
         InvalidAppend,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from journal.verify import Finding
 
 _HOME = {
+    "Bundle": "bundle",
     "InvalidAppend": "errors",
     "JournalBusy": "errors",
     "JournalDamaged": "errors",
@@ -75,6 +77,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Bundle",
     "ChainBroken",
     "Cut",
     "Finding",

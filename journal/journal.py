@@ -8,7 +8,7 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from journal import checkpoint, folds, layout, prune, runs, step
+from journal import bundle, checkpoint, folds, imports, layout, prune, runs, step
 from journal.create import create as create_journal
 from journal.create import make_directory
 from journal.env import Env, Txn, map_errors, missing
@@ -153,16 +153,20 @@ class Journal(Reader):
 
     def _write(self, work: Callable[[Txn], T]) -> T:
         """Run `work` in a write transaction, alone in it; committed when this returns, undone when it raises."""
-        self._check_open()
-        if self._lock is None:
-            raise JournalReadOnly(f"journal `{self.path}` is open for reading", hint="open it with read_only=False")
+        lock = self._check_writable()
 
         def checked(txn: Txn) -> T:
             self._env.check_format(txn)  # a newer program may have come by since we opened
             return work(txn)
 
-        with self._lock.hold(self._lock_timeout_s):
+        with lock.hold(self._lock_timeout_s):
             return self._env.write(checked)
+
+    def _check_writable(self) -> WriterLock:
+        self._check_open()
+        if self._lock is None:
+            raise JournalReadOnly(f"journal `{self.path}` is open for reading", hint="open it with read_only=False")
+        return self._lock
 
     # -- keeping it small
 
@@ -186,6 +190,48 @@ class Journal(Reader):
         return self._write(
             lambda txn: prune.prune(txn, self._env.tables, cuts, stamp, reason, roll_before_ns),
         )
+
+    # -- taking it elsewhere
+
+    def export(self, streams: Collection[str], path: str, about: Mapping[str, Any] = step.NO_FACTS) -> bundle.Header:
+        """Write whole streams into a bundle (see bundle.py) at `path`; return its header. `about` is kept in it.
+
+        Raises StreamMissing, JournalDamaged (a damaged record is not exported: salvage), InvalidAppend (too much for one),
+        JournalError.
+        """
+        for name in streams:
+            self.stream(name)
+        return bundle.make(path, self.identity(), list(self.stored(streams)), dict(about))[0]
+
+    def import_bundle(self, source: str, name: str, *, stamp: Stamp) -> Record:
+        """Keep a copy of the bundle `source` under `name`, and record that; `imported` reads it.
+
+        Raises ImportExists, what `Bundle.open` raises, and what `append` raises; nothing is kept then.
+        """
+        self._check_writable()
+        with map_errors(self.path):
+            kept = imports.place(self.path, source, name)
+            try:
+                return self._write(lambda txn: imports.append(txn, self._env.tables, stamp, name, kept, forget=False))
+            except BaseException:
+                imports.remove(self.path, name)
+                raise
+
+    def imports(self) -> list[str]:
+        """The names of what was imported, sorted."""
+        return imports.names(self.path)
+
+    def imported(self, name: str) -> bundle.Bundle:
+        """What was imported under `name`. Raises ImportMissing, and what `Bundle.open` raises."""
+        return imports.read(self.path, name)
+
+    def forget(self, name: str, *, stamp: Stamp) -> Record:
+        """Record that an import is forgotten, and remove it. Raises ImportMissing, and what `append` raises."""
+        self._check_writable()
+        kept = imports.read(self.path, name)
+        record = self._write(lambda txn: imports.append(txn, self._env.tables, stamp, name, kept, forget=True))
+        imports.remove(self.path, name)
+        return record
 
     # -- the whole
 
