@@ -20,6 +20,7 @@ Names are imported when first used: `journal.peek` is on a path where millisecon
 
 TYPE_CHECKING = False  # what `typing.TYPE_CHECKING` is, without importing typing; type checkers know the name
 if TYPE_CHECKING:
+    from journal.bundle import Bundle
     from journal.errors import (
         ChainBroken,
         InvalidAppend,
@@ -36,12 +37,15 @@ if TYPE_CHECKING:
         StreamMissing,
         VersionConflict,
     )
+    from journal.folds import Projector
     from journal.journal import Journal, Stat
+    from journal.prune import Cut
     from journal.reading import Gap, RecordSource, Snapshot, StreamInfo
     from journal.records import Head, Kind, NewRecord, Record, Stamp
     from journal.verify import Finding
 
 _HOME = {
+    "Bundle": "bundle",
     "InvalidAppend": "errors",
     "JournalBusy": "errors",
     "JournalDamaged": "errors",
@@ -58,7 +62,9 @@ _HOME = {
     "VersionConflict": "errors",
     "Journal": "journal",
     "Stat": "journal",
+    "Cut": "prune",
     "Gap": "reading",
+    "Projector": "folds",
     "RecordSource": "reading",
     "Snapshot": "reading",
     "StreamInfo": "reading",
@@ -71,7 +77,9 @@ _HOME = {
 }
 
 __all__ = [
+    "Bundle",
     "ChainBroken",
+    "Cut",
     "Finding",
     "Gap",
     "Head",
@@ -88,6 +96,7 @@ __all__ = [
     "JournalVersionError",
     "Kind",
     "NewRecord",
+    "Projector",
     "Record",
     "RecordSource",
     "RequirementFailed",

@@ -3,35 +3,45 @@
 env.py, the bytes of a record in records.py."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import Self, TypeVar
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 import msgspec
 
-from journal import layout, step
+from journal import bundle, checkpoint, folds, imports, layout, prune, runs, step
 from journal.create import create as create_journal
 from journal.create import make_directory
 from journal.env import Env, Txn, map_errors, missing
-from journal.errors import InvalidAppend, JournalReadOnly
+from journal.errors import ChainBroken, InvalidAppend, JournalDamaged, JournalPruned, JournalReadOnly
+from journal.folds import Projector
 from journal.lock import WriterLock
+from journal.prune import Cut
 from journal.reading import Reader
-from journal.records import Head, NewRecord, Record, Stamp
+from journal.records import DIGEST_CHARS, Head, Kind, NewRecord, Record, Stamp
 from journal.verify import Finding, verify
 
 T = TypeVar("T")
 
 
 class Stat(msgspec.Struct, frozen=True):
-    """The size of a journal: counts, and bytes of the data file, of it in use, and of the map it may grow to."""
+    """The size of a journal.
+
+    Counts: `pruned` are records that are gone; `streams` does not count the journal's own. Bytes: of the data file, of it
+    ever used, of it in use now (the rest will be used again), and of the map it may grow to.
+    """
 
     path: str
     format: int
+    identity: str
     head: Head
     records: int
+    pruned: int
     streams: int
     projections: int
+    snapshots: int
     file_bytes: int
     used_bytes: int
+    live_bytes: int
     map_bytes: int
     readers: int
     sync: bool
@@ -143,39 +153,200 @@ class Journal(Reader):
 
     def _write(self, work: Callable[[Txn], T]) -> T:
         """Run `work` in a write transaction, alone in it; committed when this returns, undone when it raises."""
-        self._check_open()
-        if self._lock is None:
-            raise JournalReadOnly(f"journal `{self.path}` is open for reading", hint="open it with read_only=False")
+        lock = self._check_writable()
 
         def checked(txn: Txn) -> T:
             self._env.check_format(txn)  # a newer program may have come by since we opened
             return work(txn)
 
-        with self._lock.hold(self._lock_timeout_s):
+        with lock.hold(self._lock_timeout_s):
             return self._env.write(checked)
+
+    def _check_writable(self) -> WriterLock:
+        self._check_open()
+        if self._lock is None:
+            raise JournalReadOnly(f"journal `{self.path}` is open for reading", hint="open it with read_only=False")
+        return self._lock
+
+    # -- keeping it small
+
+    def prune(
+        self,
+        cuts: Sequence[Cut],
+        *,
+        stamp: Stamp,
+        reason: Mapping[str, Any] = step.NO_FACTS,
+        roll_before_ns: int | None = None,
+    ) -> list[Record]:
+        """Remove whole streams, and with them their snapshots and the projections that `cuts` names, in one transaction.
+
+        A tombstone is appended that accounts for what is gone; `reason` is kept in it. With `roll_before_ns`, a wall
+        time, older tombstones are taken into the new one. Returns the new tombstones, none when there was nothing to do.
+        The file does not shrink: its space is used again.
+
+        Raises StreamMissing, VersionConflict (a stream has grown since), JournalDamaged (a damaged record is not swept
+        away), and what `append` raises.
+        """
+        return self._write(
+            lambda txn: prune.prune(txn, self._env.tables, cuts, stamp, reason, roll_before_ns),
+        )
+
+    # -- taking it elsewhere
+
+    def export(self, streams: Collection[str], path: str, about: Mapping[str, Any] = step.NO_FACTS) -> bundle.Header:
+        """Write whole streams into a bundle (see bundle.py) at `path`; return its header. `about` is kept in it.
+
+        Raises StreamMissing, JournalDamaged (a damaged record is not exported: salvage), InvalidAppend (too much for one),
+        JournalError.
+        """
+        for name in streams:
+            self.stream(name)
+        return bundle.make(path, self.identity(), list(self.stored(streams)), dict(about))[0]
+
+    def import_bundle(self, source: str, name: str, *, stamp: Stamp) -> Record:
+        """Keep a copy of the bundle `source` under `name`, and record that; `imported` reads it.
+
+        Raises ImportExists, what `Bundle.open` raises, and what `append` raises; nothing is kept then.
+        """
+        self._check_writable()
+        with map_errors(self.path):
+            kept = imports.place(self.path, source, name)
+            try:
+                return self._write(lambda txn: imports.append(txn, self._env.tables, stamp, name, kept, forget=False))
+            except BaseException:
+                imports.remove(self.path, name)
+                raise
+
+    def imports(self) -> list[str]:
+        """The names of what was imported, sorted."""
+        return imports.names(self.path)
+
+    def imported(self, name: str) -> bundle.Bundle:
+        """What was imported under `name`. Raises ImportMissing, and what `Bundle.open` raises."""
+        return imports.read(self.path, name)
+
+    def forget(self, name: str, *, stamp: Stamp) -> Record:
+        """Record that an import is forgotten, and remove it. Raises ImportMissing, and what `append` raises."""
+        self._check_writable()
+        kept = imports.read(self.path, name)
+        record = self._write(lambda txn: imports.append(txn, self._env.tables, stamp, name, kept, forget=True))
+        imports.remove(self.path, name)
+        return record
 
     # -- the whole
 
-    def verify(self) -> Iterator[Finding]:
-        """Check every record, the chain, the index and the head; yield what is wrong, nothing when all is well."""
+    def identity(self) -> str:
+        """What tells this journal from all others: the digest of its first record, kept when that is pruned. "" so far.
+
+        A copy of a journal has the identity of the original.
+        """
+        with self._read() as txn:
+            found = txn.get(layout.IDENTITY_KEY, db=self._env.tables.meta)
+            if found is None:
+                found = (txn.get(layout.seq_key(1), db=self._env.tables.records) or b"")[:DIGEST_CHARS]
+            return found.decode(errors="replace")
+
+    def checkpoint(self, *, stamp: Stamp, signer: checkpoint.Signer | None = None) -> Record:
+        """Append a record that states the head, signed if there is a `signer`; return it.
+
+        Raises InvalidAppend for a journal without records, and what `append` raises.
+        """
+
+        def work(txn: Txn) -> Record:
+            tables = self._env.tables
+            head = step.checked_tip(txn, tables).head
+            identity = (txn.get(layout.IDENTITY_KEY, db=tables.meta) or b"").decode()
+            new = checkpoint.new_record(identity, head, signer)
+            rev = step.current_rev(txn, tables, layout.SYSTEM_STREAM)
+            todo = step.prepare(layout.SYSTEM_STREAM, [new], stamp=stamp, expected_rev=rev)
+            return step.apply(todo, txn, tables)[0]
+
+        return self._write(work)
+
+    def last_checkpoint(self) -> Record | None:
+        """The latest checkpoint, or None."""
+        records = self.read_stream(layout.SYSTEM_STREAM, reverse=True)
+        return next((record for record in records if record.kind == Kind.CHECKPOINT), None)
+
+    def prove(self, head: Head) -> None:
+        """Prove that the journal has only grown since its head was `head`, apart from what was pruned.
+
+        Only links are looked at here: that every record is what it was is what `verify` from `head.seq` on says.
+        Raises ChainBroken when it has not, JournalPruned when the record is gone and nothing links to it any more.
+        """
+        now = self.head()
+        if head.seq > now.seq:
+            raise ChainBroken(
+                f"the journal ends with record `{now.seq}`, but its head was once record `{head.seq}`",
+                hint="records were taken from its end, or it is another journal",
+            )
+        if head.seq == 0:
+            return
+        digest = self._linked_digest(head.seq)
+        if digest != head.digest:
+            raise ChainBroken(
+                f"record `{head.seq}` has digest `{digest}`, but was once `{head.digest}`",
+                hint="the journal was written anew from there or before, or it is another journal",
+            )
+
+    def _linked_digest(self, seq: int) -> str:
+        """The digest of record `seq`, from the record itself or from what links to it."""
+        gap = self.gap_of(seq)
+        if gap is not None:
+            if gap.last == seq:
+                return gap.digest
+            raise JournalPruned(
+                f"record `{seq}` was pruned with all from `{gap.first}` to `{gap.last}`, and nothing links to it",
+                hint="compare with a head that is younger than what was pruned; checkpoints stay",
+            )
+        record = self.get(seq)
+        if record is None:
+            raise JournalDamaged(f"record `{seq}` is missing", seq=seq)
+        return record.digest
+
+    def verify(
+        self, from_seq: int = 1, to_seq: int | None = None, public_keys: Collection[bytes] = ()
+    ) -> Iterator[Finding]:
+        """Check records, chain, index, times, gaps, checkpoints and head; yield what is wrong, nothing when all is well.
+
+        Of the records those from `from_seq` to `to_seq` only. With `public_keys` (raw Ed25519, 32 bytes each) every
+        checkpoint must be signed with one of them.
+        """
         self._check_open()
-        return verify(self._env)
+        return verify(self._env, from_seq, to_seq, frozenset(public_keys))
+
+    def verify_folds(self, projector: Projector) -> Iterator[Finding]:
+        """Compare every projection and snapshot with what the records fold to; yield where they differ."""
+        self._check_open()
+        return folds.verify(self, projector)
+
+    def reindex(self, projector: Projector) -> int:
+        """Write anew every projection that is not what the records fold to; return how many. What `append` raises."""
+        return folds.rebuild(self, projector, self._write)
 
     def stat(self) -> Stat:
         """Counts and sizes; the only cost that grows is counting streams."""
-        streams = len(self._streams())
+        streams = len(list(self.streams()))
+        pruned = runs.count((gap.first, gap.last) for gap in self.gaps())
+        identity = self.identity()
         info = self._env.info()
         tables = self._env.tables
         with self._read() as txn:
+            counts = [txn.stat(table) for table in tables if table is not None]
             return Stat(
                 path=self.path,
                 format=self._env.format,
+                identity=identity,
                 head=step.read_tip(txn, tables).head,
                 records=txn.stat(tables.records)["entries"],
+                pruned=pruned,
                 streams=streams,
                 projections=txn.stat(tables.projections)["entries"],
+                snapshots=0 if tables.snapshots is None else txn.stat(tables.snapshots)["entries"],
                 file_bytes=os.stat(f"{self.path}/{layout.DATA_FILE}").st_size,
                 used_bytes=(info["last_pgno"] + 1) * info["psize"],
+                live_bytes=sum(each["branch_pages"] + each["leaf_pages"] + each["overflow_pages"] for each in counts)
+                * info["psize"],
                 map_bytes=info["map_size"],
                 readers=info["num_readers"],
                 sync=self._env.sync,

@@ -25,6 +25,7 @@ TIMES_BLOCK = 1024
 DATA_FILE = "data.mdb"
 LMDB_LOCK_FILE = "lock.mdb"
 WRITER_LOCK_FILE = "writer.lock"
+IMPORTS = "imports"
 
 # LMDB's engine. The package carries two engines with files of different formats; 0 is the 0.9 series.
 ENGINE = 0

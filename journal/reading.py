@@ -17,7 +17,7 @@ from journal import layout, step
 from journal.clock import CLOCK
 from journal.env import Env, Txn
 from journal.errors import JournalDamaged, JournalError, JournalPruned, StreamMissing
-from journal.records import Head, Record, split, unseal, unseal_each
+from journal.records import Head, Record, Stored, split, unseal, unseal_each
 
 T = TypeVar("T")
 SEQ_END = 1 << 63
@@ -210,6 +210,14 @@ class Reader:
             else:
                 low = revs[-1] + 1
 
+    def stored(self, streams: Collection[str]) -> Iterator[Stored]:
+        """Every record of the streams as of now, in the order of seq, with the value it is stored as."""
+        for seq in sorted(seq for stream in streams for seq in self._index_of(stream)):
+            value = self._value(seq)
+            if value is None:
+                raise JournalDamaged(f"record `{seq}` is missing", seq=seq)
+            yield Stored(unseal(value, seq), value)
+
     def rev(self, stream: str) -> int:
         """The rev of the stream's last record, 0 when it has none: what `append` expects."""
         with self._read() as txn:
@@ -388,6 +396,18 @@ class Reader:
                 if size >= layout.BATCH_BYTES or len(revs) >= layout.BATCH_RECORDS:
                     break
         return revs, seqs, values
+
+    def _index_of(self, stream: str) -> list[int]:
+        """The seq of every record of the stream."""
+        name = stream.encode()
+        found = []
+        with self._read() as txn, txn.cursor(self._env.tables.streams) as cursor:
+            more = cursor.set_range(layout.stream_key(stream, 0))
+            for key, at in cursor.iternext() if more else ():
+                if layout.split_stream_key(key)[0] != name:
+                    break
+                found.append(int.from_bytes(at, "big"))
+        return found
 
     def _streams(self) -> list[StreamInfo]:
         """One jump to each stream's first and last index entry, however many are between."""

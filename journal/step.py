@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
@@ -42,6 +43,7 @@ class Tip(msgspec.Struct, frozen=True, omit_defaults=True):
 
 _TIP = msgspec.json.Decoder(Tip)
 NOTHING: Projections = MappingProxyType({})
+NO_FACTS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Step(msgspec.Struct, frozen=True):
