@@ -125,12 +125,14 @@ def decode_object(text: msgspec.Raw) -> dict[str, Any]:
 def seal(record: Record) -> tuple[bytes, Record]:
     """The stored value of a record that has no digest yet, and the record as a reader will see it."""
     text = _ENCODER.encode(record)
-    value = sha256(text).hexdigest().encode() + b" " + text
-    stored = unseal(value, record.seq)
-    # Written and read must agree, whatever a body that was given as text contains.
-    assert (stored.stream, stored.rev, stored.prev) == (record.stream, record.rev, record.prev), "envelope is broken"
-    assert bytes(stored.body) == bytes(record.body), "body is broken"
-    return value, stored
+    digest = sha256(text).hexdigest()
+    # Written and read must agree, whatever a body that was given as text contains: it is decoded as a reader will do it.
+    stored = parse(text, record.seq)
+    written = (record.seq, record.stream, record.rev, record.prev)
+    assert (stored.seq, stored.stream, stored.rev, stored.prev) == written, "envelope is broken"
+    assert stored.body == record.body, "body is broken"
+    force_setattr(stored, "digest", digest)
+    return f"{digest} ".encode() + text, stored
 
 
 def unseal(value: bytes, seq: int) -> Record:
