@@ -65,7 +65,7 @@ def _steps(kit: Kit, runs: int, steps: list[Step], report: Report) -> None:
     writers: dict[str, Writer] = {}
     for name, store in STORES.items():
         try:
-            writers[name] = Writer(store(_new(kit, f"step-{name}")), steps, "s")
+            writers[name] = Writer(store(_new(kit, f"step-{list(STORES).index(name)}")), steps, "s")
         except ImportError:
             report.notes.append(f"`{name}` is not installed, and was not measured: sh scripts/setup --bench")
     took = {name: Series(f"durable step, {name}", "ms", []) for name in writers}

@@ -2,6 +2,8 @@
 """The journal's durable step, and others' that make the same bytes durable, each in a directory of its own.
 
 - *file*: the floor. One write of the bytes to the end of a file, and fdatasync: no index, no lock, nothing to find again.
+- *file, two flushes*: the same, and a second write of 120 bytes in place to a file that writes through. These are LMDB's two
+  flushes: its pages first, then the page that names them. No journal over it can be faster.
 - *sqlite*: WAL, synchronous=FULL. Tables like the journal's; it is given the records as bytes, and makes no digests.
 - *eventsourcing*: the package's recorder over SQLite with WAL. It has no projections, and gets the bodies as bytes.
 
@@ -46,6 +48,23 @@ class File:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+class FileTwice(File):
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._meta = os.open(directory / "meta", os.O_RDWR | os.O_CREAT | os.O_DSYNC, 0o600)
+        os.pwrite(self._meta, bytes(8192), 0)
+        self._count = 0
+
+    def step(self, stream: str, rev: int, step: Step) -> None:
+        super().step(stream, rev, step)
+        self._count += 1
+        os.pwrite(self._meta, b"m" * 120, 4096 * (self._count % 2))
+
+    def close(self) -> None:
+        super().close()
+        os.close(self._meta)
 
 
 class Ours:
@@ -110,7 +129,13 @@ class Eventsourcing:
         self._recorder.datastore.close()
 
 
-STORES: dict[str, type[Store]] = {"file": File, "journal": Ours, "sqlite": Sqlite, "eventsourcing": Eventsourcing}
+STORES: dict[str, type[Store]] = {
+    "file": File,
+    "file, two flushes": FileTwice,
+    "journal": Ours,
+    "sqlite": Sqlite,
+    "eventsourcing": Eventsourcing,
+}
 
 
 class Writer:

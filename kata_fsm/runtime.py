@@ -38,6 +38,8 @@ from kata_fsm.machines.vocab import (
 from kata_fsm.projections import container_key, project
 from kata_fsm.world import World
 
+_MOVED = msgspec.json.Decoder(Moved)
+
 VERSIONS = {"kata_fsm": __version__, "tables": TABLE_VERSION}
 
 
@@ -51,17 +53,13 @@ def load(journal: Journal, stream: str) -> tuple[Pod, int, str]:
     Of its last *event*: a note may be written under a new boot before anybody has told the machines of it.
     """
     rev, boot = 0, ""
-
-    def events() -> Any:
-        nonlocal rev, boot
-        for record in journal.read_stream(stream):
-            rev = record.rev
-            if record.kind == "event":
-                boot = record.boot_id
-                yield msgspec.json.decode(record.body, type=Moved)
-
-    pod = fold(events())
-    return pod, rev, boot
+    events = []
+    for record in journal.read_stream(stream):
+        rev = record.rev
+        if record.kind == "event":
+            boot = record.boot_id
+            events.append(_MOVED.decode(record.body))
+    return fold(events), rev, boot
 
 
 class _Waiter:

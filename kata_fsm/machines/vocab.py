@@ -54,7 +54,8 @@ EXIT_UNKNOWN = 255
 """Exit code of a process whose true code nobody knows: unknown is never success."""
 
 
-class Moved(msgspec.Struct, frozen=True, omit_defaults=True):
+# gc=False: what holds nothing but JSON cannot be part of a cycle, and a fold makes as many as there are events.
+class Moved(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One transition, as stored: `machine` of `subject` (empty for the pod's own) went from `source` to `dest`."""
 
     machine: str
