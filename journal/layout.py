@@ -11,6 +11,7 @@ FORMATS_READ = {FORMAT_MAGIC + str(number).encode(): number for number in range(
 FORMAT_KEY = b"format"
 HEAD_KEY = b"head"
 IDENTITY_KEY = b"identity"
+OWNER_KEY = b"owner"
 
 TABLES_V1 = (b"meta", b"records", b"streams", b"projections")
 TABLES_V2 = (b"snapshots", b"times", b"gaps")

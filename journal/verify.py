@@ -14,7 +14,7 @@ from itertools import islice
 
 import msgspec
 
-from journal import checkpoint, layout, runs
+from journal import checkpoint, layout, owner, runs
 from journal.env import Env, Tables, Txn
 from journal.errors import JournalDamaged, JournalError
 from journal.prune import read_tombstone
@@ -76,7 +76,7 @@ def verify(
     if entries[0] != entries[1]:
         yield from _strays(env, max(last.seq, tip.seq))
     with env.read() as txn:
-        findings = [*_accounts(txn, tables), *_snapshots(txn, tables)]
+        findings = [*_accounts(txn, tables), *_snapshots(txn, tables), *_owner(txn, tables)]
     yield from findings
 
 
@@ -317,6 +317,20 @@ def _time_entries(txn: Txn, tables: Tables, tip: Tip) -> Iterator[Finding]:
         entries = txn.stat(tables.times)["entries"]
         if blocks != entries or blocks < tip.seq // layout.TIMES_BLOCK:
             yield Finding("time", 0, f"the time index has `{entries}` entries for `{blocks}` blocks")
+
+
+def _owner(txn: Txn, tables: Tables) -> Iterator[Finding]:
+    """The owner that is kept is the one that the record says."""
+    try:
+        kept = owner.read(txn, tables)
+        value = txn.get(layout.seq_key(kept.seq), db=tables.records) if kept else None
+        record = parse(split(value, kept.seq)[1], kept.seq) if kept and value else None
+        told = record.data.get("owner") if record is not None and record.type == owner.TYPE else None
+    except JournalError as error:
+        yield Finding("head", 0, error.message)
+        return
+    if kept is not None and told != kept.owner:
+        yield Finding("head", kept.seq, f"record `{kept.seq}` does not say that the owner is `{kept.owner}`")
 
 
 def _snapshots(txn: Txn, tables: Tables) -> Iterator[Finding]:
