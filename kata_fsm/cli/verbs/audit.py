@@ -16,7 +16,7 @@ from kata_fsm.errors import EXIT_DAMAGED
 from kata_fsm.replay.arguments import Parser, parser, put
 
 if TYPE_CHECKING:
-    from journal import Journal
+    from journal import RecordSource
     from kata_fsm.audit.export import Picked
     from kata_fsm.cli.context import Context
 
@@ -62,7 +62,7 @@ def _pick(given: argparse.Namespace) -> Picked:
         return pick(journal, wanted)
 
 
-def _streams(journal: Journal, subject: str | None) -> frozenset[str] | None:
+def _streams(journal: RecordSource, subject: str | None) -> frozenset[str] | None:
     """The streams that are meant: of an id, every life it ever had."""
     from kata_fsm.replay.subject import resolve, split_stream
 
