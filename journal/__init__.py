@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     )
     from journal.journal import Journal, Stat, StreamInfo
     from journal.records import Head, Kind, NewRecord, Record, Stamp
-    from journal.verify import Finding
+    from journal.verify import Finding, verify_path
 
 _HOME = {
     "InvalidAppend": "errors",
@@ -58,6 +58,7 @@ _HOME = {
     "Record": "records",
     "Stamp": "records",
     "Finding": "verify",
+    "verify_path": "verify",
 }
 
 __all__ = [
@@ -81,6 +82,7 @@ __all__ = [
     "Stat",
     "StreamInfo",
     "VersionConflict",
+    "verify_path",
 ]
 
 

@@ -8,26 +8,28 @@ at the next. After a record that cannot be trusted the link of the next is not j
 What is beyond this: a chain rewritten from some record to the head is consistent. Only a head kept elsewhere shows it.
 """
 
+import os
 from collections.abc import Iterator
 from itertools import islice
 
 import msgspec
 
 from journal import layout
-from journal.env import Env, Tables, Txn
+from journal.env import Env, Tables, Txn, map_errors
 from journal.errors import JournalDamaged, JournalError
 from journal.records import Head, Record, parse, split, text_digest
 from journal.step import last_record, read_head
 
-KINDS = ("modified", "missing", "reordered", "index", "chain", "head", "codec")
+KINDS = ("structure", "modified", "missing", "reordered", "index", "chain", "head", "codec")
 
 
 class Finding(msgspec.Struct, frozen=True):
     """Something wrong. `kind` is one of `KINDS`; `seq` the record concerned (the first one of several), 0 for none.
 
-    modified: text and stored digest differ. missing: no record where one must be. reordered: a record of another seq.
-    chain: `prev` is not the digest before. index: the stream index and the records disagree. head: the kept head is
-    not the last record. codec: bytes that cannot be read as a record at all.
+    structure: the file is no sound LMDB environment, and nothing else was looked at. modified: text and stored digest
+    differ. missing: no record where one must be. reordered: a record of another seq. chain: `prev` is not the digest
+    before. index: the stream index and the records disagree. head: the kept head is not the last record. codec: bytes
+    that cannot be read as a record at all.
     """
 
     kind: str
@@ -35,8 +37,47 @@ class Finding(msgspec.Struct, frozen=True):
     detail: str
 
 
+def verify_path(path: str | os.PathLike[str]) -> Iterator[Finding]:
+    """Check the journal in the directory `path`; unlike `Journal.verify` it can be trusted with a file that cannot.
+
+    The engine is not given the file before its structure was found sound. Raises what opening a journal for reading
+    raises, but for JournalDamaged, which is a finding; a process that has the journal open calls `Journal.verify`.
+    """
+    directory = os.fspath(path)
+    try:
+        env = Env(directory, read_only=True, sync=True, map_bytes=layout.MAP_BYTES)
+    except JournalDamaged as error:
+        yield Finding("structure", 0, error.message)
+        return
+    try:
+        findings = _structure(env)
+        if findings:
+            yield from findings
+            return
+        try:
+            env.open_tables()
+        except JournalDamaged as error:
+            yield Finding("structure", 0, error.message)
+            return
+        yield from _records(env)
+    finally:
+        env.close()
+
+
 def verify(env: Env) -> Iterator[Finding]:
     """Check the journal as it is now; what is appended meanwhile is not looked at. Yields in order of seq, mostly."""
+    findings = _structure(env)
+    yield from findings or _records(env)
+
+
+def _structure(env: Env) -> list[Finding]:
+    from journal.structure import audit
+
+    with map_errors(env.path):
+        return [Finding("structure", 0, flaw) for flaw in audit(env)]
+
+
+def _records(env: Env) -> Iterator[Finding]:
     tables = env.tables
     with env.read() as txn:
         last = last_record(txn, tables)

@@ -80,15 +80,20 @@ def _size(count_bytes: int) -> str:
 
 
 def _verify(argv: list[str]) -> int:
-    options = parser("journal verify", "Check every record, the hash chain, the index and the head.")
+    options = parser("journal verify", "Check the file, every record, the hash chain, the index and the head.")
     options.add_argument("--json", action="store_true", help="one JSON object")
     given = options.parse_args(argv)
     from kata_fsm.replay.jsonout import dumps
-    from kata_fsm.replay.reading import open_journal
+    from journal import verify_path
+    from kata_fsm.replay.reading import map_errors, open_journal
+    from kata_fsm.world import journal_dir
 
-    with open_journal(given.journal) as journal:
-        findings = list(journal.verify())
-        head = None if findings else journal.head()  # a damaged head cannot be asked for
+    with map_errors():
+        findings = list(verify_path(given.journal or journal_dir()))
+    head = None
+    if not findings:  # a damaged head cannot be asked for, nor is a damaged file given to the engine
+        with open_journal(given.journal) as journal:
+            head = journal.head()
     if given.json:
         import msgspec
 
