@@ -20,38 +20,56 @@ Names are imported when first used: `journal.peek` is on a path where millisecon
 
 TYPE_CHECKING = False  # what `typing.TYPE_CHECKING` is, without importing typing; type checkers know the name
 if TYPE_CHECKING:
+    from journal.bundle import Bundle
     from journal.errors import (
+        ChainBroken,
         InvalidAppend,
         JournalBusy,
         JournalDamaged,
         JournalDiskFull,
         JournalError,
+        JournalForeign,
         JournalInUse,
         JournalMissing,
+        JournalPruned,
         JournalReadOnly,
         JournalVersionError,
         RequirementFailed,
+        StreamMissing,
         VersionConflict,
     )
-    from journal.journal import Journal, Stat, StreamInfo
+    from journal.folds import Projector
+    from journal.journal import Journal, Stat
+    from journal.prune import Cut
+    from journal.reading import Gap, RecordSource, Snapshot, StreamInfo
     from journal.records import Head, Kind, NewRecord, Record, Stamp
     from journal.verify import Finding, verify_path
 
 _HOME = {
+    "Bundle": "bundle",
     "InvalidAppend": "errors",
     "JournalBusy": "errors",
     "JournalDamaged": "errors",
     "JournalDiskFull": "errors",
     "JournalError": "errors",
+    "JournalForeign": "errors",
     "JournalInUse": "errors",
+    "ChainBroken": "errors",
     "JournalMissing": "errors",
+    "JournalPruned": "errors",
+    "StreamMissing": "errors",
     "JournalReadOnly": "errors",
     "JournalVersionError": "errors",
     "RequirementFailed": "errors",
     "VersionConflict": "errors",
     "Journal": "journal",
     "Stat": "journal",
-    "StreamInfo": "journal",
+    "Cut": "prune",
+    "Gap": "reading",
+    "Projector": "folds",
+    "RecordSource": "reading",
+    "Snapshot": "reading",
+    "StreamInfo": "reading",
     "Head": "records",
     "Kind": "records",
     "NewRecord": "records",
@@ -62,7 +80,11 @@ _HOME = {
 }
 
 __all__ = [
+    "Bundle",
+    "ChainBroken",
+    "Cut",
     "Finding",
+    "Gap",
     "Head",
     "InvalidAppend",
     "Journal",
@@ -70,17 +92,23 @@ __all__ = [
     "JournalDamaged",
     "JournalDiskFull",
     "JournalError",
+    "JournalForeign",
     "JournalInUse",
     "JournalMissing",
+    "JournalPruned",
     "JournalReadOnly",
     "JournalVersionError",
     "Kind",
     "NewRecord",
+    "Projector",
     "Record",
+    "RecordSource",
     "RequirementFailed",
+    "Snapshot",
     "Stamp",
     "Stat",
     "StreamInfo",
+    "StreamMissing",
     "VersionConflict",
     "verify_path",
 ]

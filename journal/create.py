@@ -25,7 +25,7 @@ def make_directory(path: str) -> None:
         os.mkdir(path, mode=0o700)
     except FileExistsError:
         return  # another process was first, or it is no directory, which the next step finds out
-    _fsync_directory(parent)
+    fsync_directory(parent)
 
 
 def create(path: str, map_bytes: int) -> None:
@@ -43,15 +43,15 @@ def create(path: str, map_bytes: int) -> None:
         )
         try:
             with env.begin(write=True) as txn:
-                tables = {name: env.open_db(name, txn=txn) for name in layout.TABLES}
+                tables = {name: env.open_db(name, txn=txn) for name in layout.TABLES_V1 + layout.TABLES_V2}
                 txn.put(layout.FORMAT_KEY, layout.FORMAT, db=tables[b"meta"])
         finally:
             env.close()
         os.rename(f"{unfinished}/{layout.DATA_FILE}", f"{path}/{layout.DATA_FILE}")
     finally:
         _remove(unfinished)
-    _fsync_directory(path)
-    _fsync_directory(os.path.dirname(os.path.abspath(path)))
+    fsync_directory(path)
+    fsync_directory(os.path.dirname(os.path.abspath(path)))
 
 
 def reserve(path: str, size: int) -> None:
@@ -72,7 +72,8 @@ def _remove(unfinished: str) -> None:
         pass
 
 
-def _fsync_directory(path: str) -> None:
+def fsync_directory(path: str) -> None:
+    """Make the names in a directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

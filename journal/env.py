@@ -22,7 +22,7 @@ Rules, each learnt from a failure of lmdb 3.0 with engine 0.9:
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias, TypeVar
 
@@ -48,18 +48,26 @@ _NO_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Tables(NamedTuple):
-    """Handles of the named databases, in the order of `layout.TABLES`."""
+    """Handles of the named databases. Those that format 1 lacks are None in a journal of format 1 opened for reading."""
 
     meta: "lmdb._Database"
     records: "lmdb._Database"
     streams: "lmdb._Database"
     projections: "lmdb._Database"
+    snapshots: "lmdb._Database | None" = None
+    times: "lmdb._Database | None" = None
+    gaps: "lmdb._Database | None" = None
+
+    def with_newer(self, newer: "Iterable[lmdb._Database]") -> "Tables":
+        """These, with the tables of `layout.TABLES_V2`."""
+        return self._replace(**dict(zip(self._fields[len(layout.TABLES_V1) :], newer, strict=True)))
 
 
 class Env:
     """One open environment. `tables` is set by `open_tables`, without which nothing can be read."""
 
     tables: Tables
+    format: int = 0
 
     def __init__(self, path: str, *, read_only: bool, sync: bool, map_bytes: int) -> None:
         self.path = path
@@ -107,17 +115,40 @@ class Env:
         """
         with map_errors(self.path):
             try:
-                self.tables = Tables(*(self._env.open_db(name, create=False) for name in layout.TABLES))
+                self.tables = Tables(*(self._env.open_db(name, create=False) for name in layout.TABLES_V1))
             except lmdb.NotFoundError as error:
                 raise wrong_format(self.path, None) from error
-        with self.read() as txn:
-            self.check_format(txn)
+            with self.read() as txn:
+                self.check_format(txn)
+            if self.format == layout.FORMAT_NUMBER:
+                try:
+                    newer = (self._env.open_db(name, create=False) for name in layout.TABLES_V2)
+                    self.tables = self.tables.with_newer(newer)
+                except lmdb.NotFoundError as error:
+                    raise JournalDamaged(f"journal `{self.path}` lacks a table of its format") from error
+
+    def upgrade(self, fill: Callable[[Txn, Tables], None]) -> None:
+        """Bring a journal of format 1 to this one, in one transaction. Only under the writer lock.
+
+        `fill` writes into the new tables what they must hold.
+        """
+
+        def work(txn: Txn) -> Tables:
+            tables = self.tables.with_newer(self._env.open_db(name, txn=txn) for name in layout.TABLES_V2)
+            fill(txn, tables)
+            txn.put(layout.FORMAT_KEY, layout.FORMAT, db=tables.meta)
+            return tables
+
+        self.tables = self.write(work)
+        self.format = layout.FORMAT_NUMBER
 
     def check_format(self, txn: Txn) -> None:
-        """Raise unless the journal is of the format this program knows."""
+        """Note the journal's format. Raises unless it is one that this program knows."""
         found = txn.get(layout.FORMAT_KEY, db=self.tables.meta)
-        if found != layout.FORMAT:
+        number = layout.FORMATS_READ.get(found or b"")
+        if number is None:
             raise wrong_format(self.path, found)
+        self.format = number
 
     @contextmanager
     def read(self) -> Iterator[Txn]:

@@ -1,55 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Journal`: append, read, project. Bytes are in records.py, the write step in step.py, LMDB's rules in env.py."""
+"""`Journal`: append, read, project, keep small, prove. Reading is in reading.py, the write step in step.py, LMDB's rules in
+env.py, the bytes of a record in records.py."""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from itertools import islice
-from types import MappingProxyType
-from typing import Self
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 import msgspec
 
-from journal import layout, step
+from journal import bundle, checkpoint, folds, imports, layout, prune, runs, step
+from journal import owner as owners
 from journal.create import create as create_journal
 from journal.create import make_directory
 from journal.env import Env, Txn, map_errors, missing
-from journal.errors import JournalDamaged, JournalError, JournalReadOnly
+from journal.errors import ChainBroken, InvalidAppend, JournalDamaged, JournalPruned, JournalReadOnly
+from journal.folds import Projector
 from journal.lock import WriterLock
-from journal.records import Head, NewRecord, Record, Stamp, split, unseal
+from journal.prune import Cut
+from journal.reading import Reader
+from journal.records import DIGEST_CHARS, Head, Kind, NewRecord, Record, Stamp
 from journal.verify import Finding, verify
 
-NOTHING: step.Projections = MappingProxyType({})
-_SEQ_END = 1 << 63
-
-
-class StreamInfo(msgspec.Struct, frozen=True):
-    """Where a stream begins and ends; `rev` is that of its last record, which is also how many it has."""
-
-    stream: str
-    first_seq: int
-    last_seq: int
-    rev: int
+T = TypeVar("T")
 
 
 class Stat(msgspec.Struct, frozen=True):
-    """The size of a journal: counts, and bytes of the data file, of it in use, and of the map it may grow to."""
+    """The size of a journal.
+
+    Counts: `pruned` are records that are gone; `streams` does not count the journal's own. Bytes: of the data file, of it
+    ever used, of it in use now (the rest will be used again), and of the map it may grow to.
+    """
 
     path: str
     format: int
+    identity: str
+    owner: str | None
     head: Head
     records: int
+    pruned: int
     streams: int
     projections: int
+    snapshots: int
     file_bytes: int
     used_bytes: int
+    live_bytes: int
     map_bytes: int
     readers: int
     sync: bool
     read_only: bool
 
 
-class Journal:
+class Journal(Reader):
     """An open journal. Made by `Journal.open`, after any fork; a process may have it open once.
 
     Methods may be called from any thread. `append` is synchronous, runs its transaction on the calling thread and
@@ -72,15 +73,17 @@ class Journal:
         sync: bool = True,
         lock_timeout_s: float = 10.0,
         map_bytes: int = layout.MAP_BYTES,
+        owner: tuple[str, Stamp] | None = None,
     ) -> "Journal":
         """Open the journal in the directory `path`; for writing, create it when it is not there and `create` is true.
 
         With `read_only` nothing is created and no lock is waited for; it works on a copy and on a read-only file
         system. `sync=False` gives up durability: after a power loss the journal may be damaged. `map_bytes` is the
-        address space to begin with; it grows by itself.
+        address space to begin with; it grows by itself. `owner` says who writes, and when that is: a journal that nobody
+        owns yet gets a record of it, one that somebody else owns is refused.
 
-        Raises JournalMissing, JournalBusy, JournalReadOnly, JournalDiskFull, JournalDamaged, JournalVersionError,
-        JournalInUse.
+        Raises JournalForeign, JournalMissing, JournalBusy, JournalReadOnly, JournalDiskFull, JournalDamaged,
+        JournalVersionError, JournalInUse.
         """
         directory = os.fspath(path)
         if read_only:
@@ -96,10 +99,27 @@ class Journal:
                     if not layout.has_data(directory):
                         create_journal(directory, map_bytes)
                     env = _open_env(directory, read_only=False, sync=sync, map_bytes=map_bytes)
+                    if env.format < layout.FORMAT_NUMBER:
+                        _upgrade(env)
             except BaseException:
                 lock.close()
                 raise
-            return cls(env, lock, lock_timeout_s)
+            journal = cls(env, lock, lock_timeout_s)
+        try:
+            if owner is not None:
+                journal._own(*owner)
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+    def _own(self, owner: str, stamp: Stamp) -> None:
+        def work(txn: Txn) -> None:
+            if owners.check(self.path, owners.read(txn, self._env.tables), owner):  # another may have been first
+                owners.state(txn, self._env.tables, owner, stamp, {})
+
+        if owners.check(self.path, self.owner(), owner):
+            self._write(work)
 
     def __enter__(self) -> Self:
         return self
@@ -114,11 +134,6 @@ class Journal:
         if self._lock is not None:
             self._lock.close()
 
-    @property
-    def path(self) -> str:
-        """The journal's directory."""
-        return self._env.path
-
     # -- writing
 
     def append(
@@ -128,203 +143,250 @@ class Journal:
         *,
         stamp: Stamp,
         expected_rev: int,
-        projections: step.Projections = NOTHING,
-        requires: step.Projections = NOTHING,
+        projections: step.Projections = step.NOTHING,
+        requires: step.Projections = step.NOTHING,
+        snapshot: bytes | None = None,
     ) -> list[Record]:
         """Append records to a stream and update projections, durably, all or nothing; return the records as stored.
 
         `expected_rev` is the rev the caller has seen last, 0 for a new stream. `projections` maps keys to new values,
-        None deletes. `requires` maps keys to the value they must have now, None meaning absent. On return everything
-        survives a power loss; on any exception nothing was written.
+        None deletes. `requires` maps keys to the value they must have now, None meaning absent. `snapshot` is what the
+        stream folds to with these records; it replaces the one before. On return everything survives a power loss; on
+        any exception nothing was written.
 
         Raises VersionConflict, RequirementFailed, InvalidAppend, JournalBusy, JournalDiskFull, JournalReadOnly,
         JournalDamaged, JournalVersionError.
         """
+        if stream == layout.SYSTEM_STREAM:
+            raise InvalidAppend(f"stream `{stream}` is the journal's own: nobody else may append to it")
+        todo = step.prepare(
+            stream,
+            records,
+            stamp=stamp,
+            expected_rev=expected_rev,
+            projections=projections,
+            requires=requires,
+            snapshot=snapshot,
+        )
+        return self._write(lambda txn: step.apply(todo, txn, self._env.tables))
+
+    def _write(self, work: Callable[[Txn], T]) -> T:
+        """Run `work` in a write transaction, alone in it; committed when this returns, undone when it raises."""
+        lock = self._check_writable()
+
+        def checked(txn: Txn) -> T:
+            self._env.check_format(txn)  # a newer program may have come by since we opened
+            return work(txn)
+
+        with lock.hold(self._lock_timeout_s):
+            return self._env.write(checked)
+
+    def _check_writable(self) -> WriterLock:
         self._check_open()
         if self._lock is None:
             raise JournalReadOnly(f"journal `{self.path}` is open for reading", hint="open it with read_only=False")
-        todo = step.prepare(
-            stream, records, stamp=stamp, expected_rev=expected_rev, projections=projections, requires=requires
+        return self._lock
+
+    # -- keeping it small
+
+    def prune(
+        self,
+        cuts: Sequence[Cut],
+        *,
+        stamp: Stamp,
+        reason: Mapping[str, Any] = step.NO_FACTS,
+        roll_before_ns: int | None = None,
+    ) -> list[Record]:
+        """Remove whole streams, and with them their snapshots and the projections that `cuts` names, in one transaction.
+
+        A tombstone is appended that accounts for what is gone; `reason` is kept in it. With `roll_before_ns`, a wall
+        time, older tombstones are taken into the new one. Returns the new tombstones, none when there was nothing to do.
+        The file does not shrink: its space is used again.
+
+        Raises StreamMissing, VersionConflict (a stream has grown since), JournalDamaged (a damaged record is not swept
+        away), and what `append` raises.
+        """
+        return self._write(
+            lambda txn: prune.prune(txn, self._env.tables, cuts, stamp, reason, roll_before_ns),
         )
 
-        def work(txn: Txn) -> list[Record]:
-            self._env.check_format(txn)  # a newer program may have come by since we opened
-            return step.apply(todo, txn, self._env.tables)
+    # -- taking it elsewhere
 
-        with self._lock.hold(self._lock_timeout_s):
-            return self._env.write(work)
+    def export(self, streams: Collection[str], path: str, about: Mapping[str, Any] = step.NO_FACTS) -> bundle.Header:
+        """Write whole streams into a bundle (see bundle.py) at `path`; return its header. `about` is kept in it.
 
-    # -- reading records
-
-    def head(self) -> Head:
-        """The last record's seq and digest."""
-        with self._read() as txn:
-            return step.read_head(txn, self._env.tables)
-
-    def get(self, seq: int) -> Record | None:
-        """One record, checked against its digest, or None when there is none with that seq."""
-        value = self._value(seq)
-        return None if value is None else unseal(value, seq)
-
-    def get_text(self, seq: int) -> bytes | None:
-        """The JSON text of one record exactly as it is stored and hashed, unchecked, or None."""
-        value = self._value(seq)
-        return None if value is None else split(value, seq)[1]
-
-    def read(self, from_seq: int = 1, to_seq: int | None = None, reverse: bool = False) -> Iterator[Record]:
-        """The records from `from_seq` to `to_seq`, both included, as of now; newest first with `reverse`.
-
-        Fetched in batches, each in its own short transaction: a slow consumer holds nothing. Records never change,
-        so all batches are of one snapshot, the one at the first `next`. Raises JournalDamaged at a record that was.
+        Raises StreamMissing, JournalDamaged (a damaged record is not exported: salvage), InvalidAppend (too much for one),
+        JournalError.
         """
-        low, high = max(from_seq, 1), _SEQ_END if to_seq is None else to_seq
-        high = min(high, self.head().seq)
-        while low <= high:
-            batch = self._batch(low, high, reverse)
-            for seq, value in batch:
-                yield unseal(value, seq)
-            if not batch:
-                return
-            if reverse:
-                high = batch[-1][0] - 1
-            else:
-                low = batch[-1][0] + 1
+        for name in streams:
+            self.stream(name)
+        return bundle.make(path, self.identity(), list(self.stored(streams)), dict(about))[0]
 
-    def read_stream(self, stream: str, from_rev: int = 1) -> Iterator[Record]:
-        """The stream's records from `from_rev` on, oldest first, as of now. Batches and errors as in `read`."""
-        rev, end = max(from_rev, 1), self.rev(stream)
-        while rev <= end:
-            for seq, value in self._stream_batch(stream, rev, end):
-                record = unseal(value, seq)
-                if (record.stream, record.rev) != (stream, rev):
-                    raise JournalDamaged(f"the index of stream `{stream}` is wrong at rev `{rev}`", seq=seq)
-                yield record
-                rev += 1
+    def import_bundle(self, source: str, name: str, *, stamp: Stamp) -> Record:
+        """Keep a copy of the bundle `source` under `name`, and record that; `imported` reads it.
 
-    def rev(self, stream: str) -> int:
-        """The rev of the stream's last record, 0 when it has none: what `append` expects."""
-        with self._read() as txn:
-            return step.current_rev(txn, self._env.tables, stream)
+        Raises ImportExists, what `Bundle.open` raises, and what `append` raises; nothing is kept then.
+        """
+        self._check_writable()
+        with map_errors(self.path):
+            kept = imports.place(self.path, source, name)
+            try:
+                return self._write(lambda txn: imports.append(txn, self._env.tables, stamp, name, kept, forget=False))
+            except BaseException:
+                imports.remove(self.path, name)
+                raise
 
-    def streams(self) -> Iterator[StreamInfo]:
-        """Every stream as of now, in the byte order of the names."""
-        yield from self._streams()
+    def imports(self) -> list[str]:
+        """The names of what was imported, sorted."""
+        return imports.names(self.path)
 
-    # -- projections
+    def imported(self, name: str) -> bundle.Bundle:
+        """What was imported under `name`. Raises ImportMissing, and what `Bundle.open` raises."""
+        return imports.read(self.path, name)
 
-    def projection(self, key: bytes) -> bytes | None:
-        """The value of one projection, or None."""
-        with self._read() as txn:
-            return txn.get(key, db=self._env.tables.projections)
-
-    def projections(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """Every (key, value) whose key starts with `prefix`, in key order, all of one moment (fetched at once)."""
-        found = []
-        with self._read() as txn, txn.cursor(self._env.tables.projections) as cursor:
-            more = cursor.set_range(prefix) if prefix else cursor.first()
-            while more and (key := cursor.key()).startswith(prefix):
-                found.append((key, cursor.value()))
-                more = cursor.next()
-        yield from found
+    def forget(self, name: str, *, stamp: Stamp) -> Record:
+        """Record that an import is forgotten, and remove it. Raises ImportMissing, and what `append` raises."""
+        self._check_writable()
+        kept = imports.read(self.path, name)
+        record = self._write(lambda txn: imports.append(txn, self._env.tables, stamp, name, kept, forget=True))
+        imports.remove(self.path, name)
+        return record
 
     # -- the whole
 
-    def verify(self) -> Iterator[Finding]:
-        """Check every record, the chain, the index and the head; yield what is wrong, nothing when all is well."""
+    def identity(self) -> str:
+        """What tells this journal from all others: the digest of its first record, kept when that is pruned. "" so far.
+
+        A copy of a journal has the identity of the original.
+        """
+        with self._read() as txn:
+            found = txn.get(layout.IDENTITY_KEY, db=self._env.tables.meta)
+            if found is None:
+                found = (txn.get(layout.seq_key(1), db=self._env.tables.records) or b"")[:DIGEST_CHARS]
+            return found.decode(errors="replace")
+
+    def owner(self) -> owners.Owner | None:
+        """Who owns it, and by which record; None when nobody does so far."""
+        with self._read() as txn:
+            return owners.read(txn, self._env.tables)
+
+    def adopt(self, owner: str, *, stamp: Stamp, reason: str) -> Record:
+        """Make `owner` the owner, whoever is it now; the record says from whom and why. What `append` raises."""
+
+        def work(txn: Txn) -> Record:
+            before = owners.read(txn, self._env.tables)
+            more = {"from": None if before is None else before.owner, "reason": reason}
+            return owners.state(txn, self._env.tables, owner, stamp, more)
+
+        return self._write(work)
+
+    def checkpoint(self, *, stamp: Stamp, signer: checkpoint.Signer | None = None) -> Record:
+        """Append a record that states the head, signed if there is a `signer`; return it.
+
+        Raises InvalidAppend for a journal without records, and what `append` raises.
+        """
+
+        def work(txn: Txn) -> Record:
+            tables = self._env.tables
+            head = step.checked_tip(txn, tables).head
+            identity = (txn.get(layout.IDENTITY_KEY, db=tables.meta) or b"").decode()
+            new = checkpoint.new_record(identity, head, signer)
+            rev = step.current_rev(txn, tables, layout.SYSTEM_STREAM)
+            todo = step.prepare(layout.SYSTEM_STREAM, [new], stamp=stamp, expected_rev=rev)
+            return step.apply(todo, txn, tables)[0]
+
+        return self._write(work)
+
+    def last_checkpoint(self) -> Record | None:
+        """The latest checkpoint, or None."""
+        records = self.read_stream(layout.SYSTEM_STREAM, reverse=True)
+        return next((record for record in records if record.kind == Kind.CHECKPOINT), None)
+
+    def prove(self, head: Head) -> None:
+        """Prove that the journal has only grown since its head was `head`, apart from what was pruned.
+
+        Only links are looked at here: that every record is what it was is what `verify` from `head.seq` on says.
+        Raises ChainBroken when it has not, JournalPruned when the record is gone and nothing links to it any more.
+        """
+        now = self.head()
+        if head.seq > now.seq:
+            raise ChainBroken(
+                f"the journal ends with record `{now.seq}`, but its head was once record `{head.seq}`",
+                hint="records were taken from its end, or it is another journal",
+            )
+        if head.seq == 0:
+            return
+        digest = self._linked_digest(head.seq)
+        if digest != head.digest:
+            raise ChainBroken(
+                f"record `{head.seq}` has digest `{digest}`, but was once `{head.digest}`",
+                hint="the journal was written anew from there or before, or it is another journal",
+            )
+
+    def _linked_digest(self, seq: int) -> str:
+        """The digest of record `seq`, from the record itself or from what links to it."""
+        gap = self.gap_of(seq)
+        if gap is not None:
+            if gap.last == seq:
+                return gap.digest
+            raise JournalPruned(
+                f"record `{seq}` was pruned with all from `{gap.first}` to `{gap.last}`, and nothing links to it",
+                hint="compare with a head that is younger than what was pruned; checkpoints stay",
+            )
+        record = self.get(seq)
+        if record is None:
+            raise JournalDamaged(f"record `{seq}` is missing", seq=seq)
+        return record.digest
+
+    def verify(
+        self, from_seq: int = 1, to_seq: int | None = None, public_keys: Collection[bytes] = ()
+    ) -> Iterator[Finding]:
+        """Check records, chain, index, times, gaps, checkpoints and head; yield what is wrong, nothing when all is well.
+
+        Of the records those from `from_seq` to `to_seq` only. With `public_keys` (raw Ed25519, 32 bytes each) every
+        checkpoint must be signed with one of them.
+        """
         self._check_open()
-        return verify(self._env)
+        return verify(self._env, from_seq, to_seq, frozenset(public_keys))
+
+    def verify_folds(self, projector: Projector) -> Iterator[Finding]:
+        """Compare every projection and snapshot with what the records fold to; yield where they differ."""
+        self._check_open()
+        return folds.verify(self, projector)
+
+    def reindex(self, projector: Projector) -> int:
+        """Write anew every projection that is not what the records fold to; return how many. What `append` raises."""
+        return folds.rebuild(self, projector, self._write)
 
     def stat(self) -> Stat:
         """Counts and sizes; the only cost that grows is counting streams."""
-        streams = len(self._streams())
+        streams = len(list(self.streams()))
+        pruned = runs.count((gap.first, gap.last) for gap in self.gaps())
+        identity, owner = self.identity(), self.owner()
         info = self._env.info()
         tables = self._env.tables
         with self._read() as txn:
+            counts = [txn.stat(table) for table in tables if table is not None]
             return Stat(
                 path=self.path,
-                format=layout.FORMAT_NUMBER,
-                head=step.read_head(txn, tables),
+                format=self._env.format,
+                identity=identity,
+                owner=owner.owner if owner else None,
+                head=step.read_tip(txn, tables).head,
                 records=txn.stat(tables.records)["entries"],
+                pruned=pruned,
                 streams=streams,
                 projections=txn.stat(tables.projections)["entries"],
+                snapshots=0 if tables.snapshots is None else txn.stat(tables.snapshots)["entries"],
                 file_bytes=os.stat(f"{self.path}/{layout.DATA_FILE}").st_size,
                 used_bytes=(info["last_pgno"] + 1) * info["psize"],
+                live_bytes=sum(each["branch_pages"] + each["leaf_pages"] + each["overflow_pages"] for each in counts)
+                * info["psize"],
                 map_bytes=info["map_size"],
                 readers=info["num_readers"],
                 sync=self._env.sync,
                 read_only=self._env.read_only,
             )
-
-    # -- within
-
-    def _check_open(self) -> None:
-        if not self._open:
-            raise JournalError(f"journal `{self.path}` is closed")
-
-    def _read(self) -> AbstractContextManager[Txn]:
-        self._check_open()
-        return self._env.read()
-
-    def _value(self, seq: int) -> bytes | None:
-        if not 0 < seq < _SEQ_END:
-            return None
-        with self._read() as txn:
-            return txn.get(layout.seq_key(seq), db=self._env.tables.records)
-
-    def _batch(self, low: int, high: int, reverse: bool) -> list[tuple[int, bytes]]:
-        """Values of the records from `low` to `high`, as many as fit a batch, at least one if there is one."""
-        found = []
-        size = 0
-        with self._read() as txn, txn.cursor(self._env.tables.records) as cursor:
-            first = cursor.set_range(layout.seq_key(high if reverse else low))
-            if reverse and (not first or cursor.key() != layout.seq_key(high)):
-                first = cursor.prev() if first else cursor.last()
-            items = (cursor.iterprev if reverse else cursor.iternext)() if first else iter(())
-            for key, value in islice(items, layout.BATCH_RECORDS):
-                seq = int.from_bytes(key, "big")
-                if not low <= seq <= high:
-                    break
-                found.append((seq, value))
-                size += len(value)
-                if size >= layout.BATCH_BYTES:
-                    break
-        return found
-
-    def _stream_batch(self, stream: str, rev: int, end: int) -> list[tuple[int, bytes]]:
-        """Values of the stream's records from `rev` to `end`, as many as fit a batch."""
-        found = []
-        size = 0
-        tables = self._env.tables
-        with self._read() as txn:
-            for wanted in range(rev, min(end + 1, rev + layout.BATCH_RECORDS)):
-                key = txn.get(layout.stream_key(stream, wanted), db=tables.streams)
-                value = None if key is None else txn.get(key, db=tables.records)
-                if key is None or value is None:
-                    raise JournalDamaged(f"rev `{wanted}` of stream `{stream}` is missing")
-                found.append((int.from_bytes(key, "big"), value))
-                size += len(value)
-                if size >= layout.BATCH_BYTES:
-                    break
-        return found
-
-    def _streams(self) -> list[StreamInfo]:
-        """One jump to each stream's first and last index entry, however many are between."""
-        found = []
-        with self._read() as txn, txn.cursor(self._env.tables.streams) as cursor:
-            more = cursor.first()
-            while more:
-                name, _ = layout.split_stream_key(cursor.key())
-                first_seq = int.from_bytes(cursor.value(), "big")
-                more = cursor.set_range(layout.stream_end(name))
-                if more:
-                    cursor.prev()
-                else:
-                    cursor.last()
-                _, rev = layout.split_stream_key(cursor.key())
-                found.append(StreamInfo(name.decode(), first_seq, int.from_bytes(cursor.value(), "big"), rev))
-                if more:
-                    more = cursor.next()
-        return found
 
 
 def _open_env(path: str, *, read_only: bool, sync: bool, map_bytes: int) -> Env:
@@ -335,3 +397,11 @@ def _open_env(path: str, *, read_only: bool, sync: bool, map_bytes: int) -> Env:
         env.close()
         raise
     return env
+
+
+def _upgrade(env: Env) -> None:
+    try:
+        env.upgrade(step.fill_new_tables)
+    except BaseException:
+        env.close()
+        raise

@@ -6,17 +6,28 @@ import sys
 
 # Written under the key `format` of the table `meta`. The number grows when an older reader could misread the layout.
 FORMAT_MAGIC = b"hash-chained journal "
-FORMAT_NUMBER = 1
+FORMAT_NUMBER = 2
 FORMAT = FORMAT_MAGIC + str(FORMAT_NUMBER).encode()
+FORMATS_READ = {FORMAT_MAGIC + str(number).encode(): number for number in range(1, FORMAT_NUMBER + 1)}
 FORMAT_KEY = b"format"
 HEAD_KEY = b"head"
+IDENTITY_KEY = b"identity"
+OWNER_KEY = b"owner"
 
-TABLES = (b"meta", b"records", b"streams", b"projections")
+TABLES_V1 = (b"meta", b"records", b"streams", b"projections")
+TABLES_V2 = (b"snapshots", b"times", b"gaps")
 TABLES_MAX = 16  # room for tables of later formats, which an older reader ignores
+
+# The journal's own records stand in a stream of this name: checkpoints, tombstones, imports. Nobody else may append to it.
+SYSTEM_STREAM = "journal"
+
+# So many records share one entry of the time index, which is written when the last of them is.
+TIMES_BLOCK = 1024
 
 DATA_FILE = "data.mdb"
 LMDB_LOCK_FILE = "lock.mdb"
 WRITER_LOCK_FILE = "writer.lock"
+IMPORTS = "imports"
 
 # LMDB's engine. The package carries two engines with files of different formats; 0 is the 0.9 series.
 ENGINE = 0
@@ -75,6 +86,31 @@ def stream_end(stream: bytes) -> bytes:
 def split_stream_key(key: bytes) -> tuple[bytes, int]:
     """The inverse of `stream_key`: the name's bytes, and the rev."""
     return key[:-9], int.from_bytes(key[-8:], "big")
+
+
+def times_block(seq: int) -> int:
+    """Which block of the time index the record `seq` belongs to: 0 for the first `TIMES_BLOCK` ones."""
+    return (seq - 1) // TIMES_BLOCK
+
+
+def times_value(low_ns: int, high_ns: int) -> bytes:
+    """The least and the greatest wall time of a block, as two signed numbers of 8 bytes, big-endian."""
+    return low_ns.to_bytes(8, "big", signed=True) + high_ns.to_bytes(8, "big", signed=True)
+
+
+def split_times(value: bytes) -> tuple[int, int]:
+    """The inverse of `times_value`."""
+    return int.from_bytes(value[:8], "big", signed=True), int.from_bytes(value[8:16], "big", signed=True)
+
+
+def snapshot_value(rev: int, data: bytes) -> bytes:
+    """A snapshot as stored: the rev it was taken at (8 bytes, big-endian), then the user's bytes."""
+    return rev.to_bytes(8, "big") + data
+
+
+def split_snapshot(value: bytes) -> tuple[int, bytes]:
+    """The inverse of `snapshot_value`."""
+    return int.from_bytes(value[:8], "big"), value[8:]
 
 
 def lock_usable(path: str) -> bool:

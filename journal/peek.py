@@ -86,7 +86,7 @@ def _peek(path: str, env: lmdb.Environment) -> Peek:
         raise _unreadable(path, error) from error
     with _begin(env) as txn:
         found = txn.get(layout.FORMAT_KEY, db=meta)
-    if found != layout.FORMAT:
+    if found not in layout.FORMATS_READ:
         raise _wrong_format(path, found)
     return Peek(env, projections)
 

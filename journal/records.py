@@ -8,7 +8,7 @@ stored. `kind` and `type` are free words here, so a reader shows those of a late
 
 from enum import StrEnum
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -55,6 +55,13 @@ class NewRecord(msgspec.Struct, frozen=True):
     body: dict[str, Any] | msgspec.Raw
     actor: dict[str, Any] | None = None
     cause: int | None = None
+
+
+class Stored(NamedTuple):
+    """A record, and the value it is stored as."""
+
+    record: "Record"
+    value: bytes
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -178,3 +185,8 @@ def _newer(seq: int, version: int) -> JournalVersionError:
         f"record `{seq}` has version `{version}`, this program knows up to `{RECORD_VERSION}`",
         hint="use the version of the program that wrote it, or a later one",
     )
+
+
+def unseal_alone(value: bytes) -> Stored:
+    """The record of a stored value that is not in its place. Raises as `unseal` does."""
+    return Stored(unseal(value, parse(split(value, 0)[1], 0).seq), value)

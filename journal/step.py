@@ -2,6 +2,8 @@
 """One append: checked and encoded before the lock is taken, written in one transaction under it."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
@@ -18,11 +20,30 @@ from journal.records import (
     decode_object,
     encode_object,
     seal,
+    unseal,
 )
 
 Projections = Mapping[bytes, bytes | None]
 
-_HEAD = msgspec.json.Decoder(Head)
+
+class Tip(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The head as the meta table holds it, with what the time index needs to know of the block that is being filled.
+
+    `wall` is the least and the greatest wall time of the records of the last block, None when there is none in it.
+    """
+
+    seq: int
+    digest: str
+    wall: tuple[int, int] | None = None
+
+    @property
+    def head(self) -> Head:
+        return Head(self.seq, self.digest)
+
+
+_TIP = msgspec.json.Decoder(Tip)
+NOTHING: Projections = MappingProxyType({})
+NO_FACTS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -35,6 +56,7 @@ class Step(msgspec.Struct, frozen=True):
     causes: list[int | None]
     projections: Projections
     requires: Projections
+    snapshot: bytes | None
 
 
 def prepare(
@@ -43,8 +65,9 @@ def prepare(
     *,
     stamp: Stamp,
     expected_rev: int,
-    projections: Projections,
-    requires: Projections,
+    projections: Projections = NOTHING,
+    requires: Projections = NOTHING,
+    snapshot: bytes | None = None,
 ) -> Step:
     """Check what the caller gave and encode the bodies. Raises InvalidAppend."""
     if not 0 < len(records) <= layout.APPEND_RECORDS_MAX:
@@ -53,6 +76,10 @@ def prepare(
     _check_word("boot id", stamp.boot_id, layout.NAME_BYTES_MAX)
     for key, value in (*projections.items(), *requires.items()):
         _check_projection(key, value)
+    if snapshot is not None and len(snapshot) > layout.PROJECTION_BYTES_MAX:
+        raise InvalidAppend(
+            f"the snapshot of stream `{stream}` has `{len(snapshot)}` bytes, `{layout.PROJECTION_BYTES_MAX}` are legal"
+        )
     return Step(
         stream=stream,
         expected_rev=expected_rev,
@@ -61,6 +88,7 @@ def prepare(
         causes=[new.cause for new in records],
         projections=projections,
         requires=requires,
+        snapshot=snapshot,
     )
 
 
@@ -69,7 +97,7 @@ def apply(step: Step, txn: Txn, tables: Tables) -> list[Record]:
 
     Raises VersionConflict, RequirementFailed, InvalidAppend, JournalDamaged.
     """
-    head = checked_head(txn, tables)
+    tip = checked_tip(txn, tables)
     rev = current_rev(txn, tables, step.stream)
     if rev != step.expected_rev:
         raise VersionConflict(step.stream, step.expected_rev, rev)
@@ -79,9 +107,9 @@ def apply(step: Step, txn: Txn, tables: Tables) -> list[Record]:
             raise RequirementFailed(key, actual)
     stored = []
     for place, (draft, cause) in enumerate(zip(step.drafts, step.causes, strict=True), start=1):
-        seq = head.seq + 1
+        seq = tip.seq + 1
         draft = msgspec.structs.replace(
-            draft, seq=seq, rev=rev + place, cause=_absolute(cause, seq, place), prev=head.digest
+            draft, seq=seq, rev=rev + place, cause=_absolute(cause, seq, place), prev=tip.digest
         )
         value, record = seal(draft)
         _check_size(record, len(value))
@@ -92,9 +120,14 @@ def apply(step: Step, txn: Txn, tables: Tables) -> list[Record]:
         )
         if not (fits and indexed):
             raise JournalDamaged(f"record `{seq}` or its place in stream `{step.stream}` exists already", seq=seq)
-        head = Head(seq, record.digest)
+        tip = Tip(seq, record.digest, _timed(txn, tables, seq, tip.wall, record.wall_ns))
         stored.append(record)
-    txn.put(layout.HEAD_KEY, msgspec.json.encode(head), db=tables.meta)
+        if seq == 1:
+            txn.put(layout.IDENTITY_KEY, record.digest.encode(), db=tables.meta)
+    txn.put(layout.HEAD_KEY, msgspec.json.encode(tip), db=tables.meta)
+    if step.snapshot is not None:
+        value = layout.snapshot_value(rev + len(stored), step.snapshot)
+        txn.put(step.stream.encode(), value, db=tables.snapshots)
     for key, wanted in step.projections.items():
         if wanted is None:
             txn.delete(key, db=tables.projections)
@@ -103,13 +136,38 @@ def apply(step: Step, txn: Txn, tables: Tables) -> list[Record]:
     return stored
 
 
-def read_head(txn: Txn, tables: Tables) -> Head:
+def _timed(txn: Txn, tables: Tables, seq: int, wall: tuple[int, int] | None, wall_ns: int) -> tuple[int, int] | None:
+    """The time index after record `seq`: an entry is written with the last record of its block, and a block begun anew."""
+    low, high = (wall_ns, wall_ns) if wall is None else (min(wall[0], wall_ns), max(wall[1], wall_ns))
+    if seq % layout.TIMES_BLOCK:
+        return low, high
+    block = layout.seq_key(layout.times_block(seq))
+    if not txn.put(block, layout.times_value(low, high), append=True, overwrite=False, db=tables.times):
+        raise JournalDamaged(f"the time index has an entry for the block of record `{seq}` already", seq=seq)
+    return None
+
+
+def fill_new_tables(txn: Txn, tables: Tables) -> None:
+    """What format 2 holds beside format 1: the time index, and the identity."""
+    wall: tuple[int, int] | None = None
+    with txn.cursor(tables.records) as cursor:
+        for key, value in cursor.iternext():
+            seq = int.from_bytes(key, "big")
+            wall = _timed(txn, tables, seq, wall, unseal(value, seq).wall_ns)
+            if seq == 1:
+                txn.put(layout.IDENTITY_KEY, value[:DIGEST_CHARS], db=tables.meta)
+    tip = checked_tip(txn, tables)
+    if tip.seq:
+        txn.put(layout.HEAD_KEY, msgspec.json.encode(Tip(tip.seq, tip.digest, wall)), db=tables.meta)
+
+
+def read_tip(txn: Txn, tables: Tables) -> Tip:
     """The head as the meta table tells it. Raises JournalDamaged when it is unreadable."""
     text = txn.get(layout.HEAD_KEY, db=tables.meta)
     if text is None:
-        return Head(0, layout.ZERO_DIGEST)
+        return Tip(0, layout.ZERO_DIGEST)
     try:
-        return _HEAD.decode(text)
+        return _TIP.decode(text)
     except (msgspec.MsgspecError, ValueError) as error:
         raise JournalDamaged(f"the head in the meta table cannot be decoded: {error}") from error
 
@@ -123,12 +181,12 @@ def last_record(txn: Txn, tables: Tables) -> Head:
         return Head(int.from_bytes(cursor.key(), "big"), digest)
 
 
-def checked_head(txn: Txn, tables: Tables) -> Head:
+def checked_tip(txn: Txn, tables: Tables) -> Tip:
     """The head, after comparing it with the last record: nothing is ever appended to a chain that is broken there."""
-    head, last = read_head(txn, tables), last_record(txn, tables)
-    if head != last:
-        raise JournalDamaged(f"the head is record `{head.seq}`, the last record is `{last.seq}`", seq=last.seq)
-    return head
+    tip, last = read_tip(txn, tables), last_record(txn, tables)
+    if tip.head != last:
+        raise JournalDamaged(f"the head is record `{tip.seq}`, the last record is `{last.seq}`", seq=last.seq)
+    return tip
 
 
 def current_rev(txn: Txn, tables: Tables, stream: str) -> int:

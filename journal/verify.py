@@ -5,7 +5,8 @@ One fault gives one finding where that is possible. A record whose text changed 
 the link of the next record, still stand); one whose digest was recomputed as well passes itself and breaks the `chain`
 at the next. After a record that cannot be trusted the link of the next is not judged.
 
-What is beyond this: a chain rewritten from some record to the head is consistent. Only a head kept elsewhere shows it.
+What is beyond this: a chain rewritten from some record to the head is consistent. Only a head kept elsewhere shows it
+(`Journal.prove`), or a checkpoint signed with a key that the writer of the new chain does not have.
 """
 
 import os
@@ -14,22 +15,29 @@ from itertools import islice
 
 import msgspec
 
-from journal import layout
+from journal import checkpoint, layout, owner, runs
 from journal.env import Env, Tables, Txn, map_errors
 from journal.errors import JournalDamaged, JournalError
-from journal.records import Head, Record, parse, split, text_digest
-from journal.step import last_record, read_head
+from journal.prune import read_tombstone
+from journal.reading import Gap, read_gap
+from journal.records import DIGEST_CHARS, Head, Record, parse, split, text_digest
+from journal.step import Tip, current_rev, last_record, read_tip
 
-KINDS = ("structure", "modified", "missing", "reordered", "index", "chain", "head", "codec")
+KINDS = (
+    *("structure", "modified", "missing", "reordered", "index", "chain", "head", "codec"),
+    *("gap", "checkpoint", "time", "snapshot", "projection"),
+)
 
 
 class Finding(msgspec.Struct, frozen=True):
     """Something wrong. `kind` is one of `KINDS`; `seq` the record concerned (the first one of several), 0 for none.
 
-    structure: the file is no sound LMDB environment, and nothing else was looked at. modified: text and stored digest
-    differ. missing: no record where one must be. reordered: a record of another seq. chain: `prev` is not the digest
-    before. index: the stream index and the records disagree. head: the kept head is not the last record. codec: bytes
-    that cannot be read as a record at all.
+    structure: the file is no sound LMDB environment, and nothing else was looked at.
+    modified: text and stored digest differ. missing: no record where one must be. reordered: a record of another seq.
+    chain: `prev` is not the digest before. index: the stream index and the records disagree. head: the kept head is
+    not the last record. codec: bytes that cannot be read as a record at all. gap: records were taken out, and the
+    tombstones do not account for just those. checkpoint: it does not state what is there, or its signature does not
+    hold. time: the time index is wrong. snapshot, projection: not what the records fold to (`verify_folds`).
     """
 
     kind: str
@@ -37,7 +45,12 @@ class Finding(msgspec.Struct, frozen=True):
     detail: str
 
 
-def verify_path(path: str | os.PathLike[str]) -> Iterator[Finding]:
+def verify_path(
+    path: str | os.PathLike[str],
+    from_seq: int = 1,
+    to_seq: int | None = None,
+    public_keys: frozenset[bytes] = frozenset(),
+) -> Iterator[Finding]:
     """Check the journal in the directory `path`; unlike `Journal.verify` it can be trusted with a file that cannot.
 
     The engine is not given the file before its structure was found sound. Raises what opening a journal for reading
@@ -59,15 +72,20 @@ def verify_path(path: str | os.PathLike[str]) -> Iterator[Finding]:
         except JournalDamaged as error:
             yield Finding("structure", 0, error.message)
             return
-        yield from _records(env)
+        yield from _records(env, from_seq, to_seq, public_keys)
     finally:
         env.close()
 
 
-def verify(env: Env) -> Iterator[Finding]:
-    """Check the journal as it is now; what is appended meanwhile is not looked at. Yields in order of seq, mostly."""
+def verify(
+    env: Env, from_seq: int = 1, to_seq: int | None = None, public_keys: frozenset[bytes] = frozenset()
+) -> Iterator[Finding]:
+    """Check the journal as it is now; what is appended meanwhile is not looked at. Yields in order of seq, mostly.
+
+    Of the records only those from `from_seq` to `to_seq`, and how the first of them links to the one before.
+    """
     findings = _structure(env)
-    yield from findings or _records(env)
+    yield from findings or _records(env, from_seq, to_seq, public_keys)
 
 
 def _structure(env: Env) -> list[Finding]:
@@ -77,82 +95,155 @@ def _structure(env: Env) -> list[Finding]:
         return [Finding("structure", 0, flaw) for flaw in audit(env)]
 
 
-def _records(env: Env) -> Iterator[Finding]:
+def _records(env: Env, from_seq: int, to_seq: int | None, public_keys: frozenset[bytes]) -> Iterator[Finding]:
     tables = env.tables
     with env.read() as txn:
         last = last_record(txn, tables)
-        try:
-            head = read_head(txn, tables)
-        except JournalDamaged as error:
-            head = last
-            judged: Finding | None = Finding("head", last.seq, error.message)
-        else:
-            judged = _judge_head(head, last)
+        tip, judged = _judged_tip(txn, tables, last)
         entries = txn.stat(tables.streams)["entries"], txn.stat(tables.records)["entries"]
-    walk = _Walk(tables)
-    seq = 1
-    while seq <= last.seq:
+        identity = txn.get(layout.IDENTITY_KEY, db=tables.meta)
+        walk = _Walk(
+            txn, tables, max(1, from_seq), identity.decode(errors="replace") if identity else None, public_keys
+        )
+    end = last.seq if to_seq is None else min(to_seq, last.seq)
+    whole = from_seq <= 1 and end == last.seq
+    while walk.seq <= end:
         with env.read() as txn:
-            findings = list(walk.batch(txn, seq, last.seq))
+            findings = list(walk.batch(txn, end))
         yield from findings
-        seq = walk.seq
-    if head.seq > last.seq:
-        yield _missing(last.seq + 1, head.seq)
+    if tip.seq > last.seq and whole:
+        yield _missing(last.seq + 1, tip.seq)
     if judged is not None:
         yield judged
+    if whole and judged is None:
+        with env.read() as txn:
+            findings = [*walk.tip_findings(tip), *_time_entries(txn, tables, tip)]
+        yield from findings
     if entries[0] != entries[1]:
-        yield from _strays(env, max(last.seq, head.seq))
+        yield from _strays(env, max(last.seq, tip.seq))
+    with env.read() as txn:
+        findings = [*_accounts(txn, tables), *_snapshots(txn, tables), *_owner(txn, tables)]
+    yield from findings
+
+
+def _judged_tip(txn: Txn, tables: Tables, last: Head) -> tuple[Tip, Finding | None]:
+    try:
+        tip = read_tip(txn, tables)
+    except JournalDamaged as error:
+        return Tip(last.seq, last.digest), Finding("head", last.seq, error.message)
+    return tip, _judge_head(tip.head, last)
 
 
 class _Walk:
     """Goes through the records in batches, remembering what links one to the next."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(
+        self, txn: Txn, tables: Tables, from_seq: int, identity: str | None, public_keys: frozenset[bytes]
+    ) -> None:
         self._tables = tables
-        self.seq = 1  # the next seq to look for
-        self._prev: tuple[str, ...] = (layout.ZERO_DIGEST,)  # what the next may link to; empty: not to be judged
+        self._identity = identity
+        self._public_keys = public_keys
+        self.seq = from_seq  # the next seq to look for
+        self._prev: tuple[str, ...] = ()  # what the next may link to; empty: not to be judged
+        if from_seq == 1:
+            self._prev = (layout.ZERO_DIGEST,)
+        elif before := txn.get(layout.seq_key(from_seq - 1), db=tables.records):
+            self._prev = (before[:DIGEST_CHARS].decode(errors="replace"),)
+        first_of_block = (from_seq - 1) % layout.TIMES_BLOCK == 0
+        self._block = _Block(layout.times_block(from_seq), whole=first_of_block)
 
-    def batch(self, txn: Txn, low: int, high: int) -> Iterator[Finding]:
-        """Check the records from `low` up to `high`, at most a batch of them."""
+    def batch(self, txn: Txn, high: int) -> Iterator[Finding]:
+        """Check the records from here up to `high`, at most a batch of them."""
+        at = None
         with txn.cursor(self._tables.records) as cursor:
-            cursor.set_range(layout.seq_key(low))
+            cursor.set_range(layout.seq_key(self.seq))
             for key, value in islice(cursor.iternext(), layout.BATCH_RECORDS):
-                seq = int.from_bytes(key, "big")
-                if seq > high:
-                    return
-                if seq != self.seq:
-                    yield _missing(self.seq, seq - 1)
-                    self._prev = ()
-                yield from self._record(txn, seq, value)
-                self.seq = seq + 1
+                at = int.from_bytes(key, "big")
+                if at > high:
+                    break
+                if at != self.seq:
+                    yield from self._lack(txn, at)
+                yield from self._record(txn, at, value)
+                self.seq = at + 1
+        if at is None or at > high:  # none from here to `high`
+            yield from self._lack(txn, high + 1)
+            self.seq = high + 1
+
+    def tip_findings(self, tip: Tip) -> Iterator[Finding]:
+        """What the head says of the last block of the time index, compared with the records of it."""
+        if self._tables.times is None or not self._block.whole:
+            return
+        if tip.wall is None and tip.seq % layout.TIMES_BLOCK == 0:
+            return
+        if tip.wall is None or not self._block.within(*tip.wall):
+            yield Finding("time", tip.seq, "the head does not hold the wall times of the last records")
+
+    def _lack(self, txn: Txn, upto: int) -> Iterator[Finding]:
+        """There is no record before `upto`: what was pruned is in a gap, the rest is missing."""
+        self._block.incomplete()
+        seq = self.seq
+        while seq < upto:
+            try:
+                gap = _next_gap(txn, self._tables, seq)
+            except JournalDamaged as error:
+                yield Finding("gap", seq, error.message)
+                gap = None
+            if gap is None or gap.first >= upto:
+                yield _missing(seq, upto - 1)
+                self._prev = ()
+                return
+            if gap.first > seq:
+                yield _missing(seq, gap.first - 1)
+            if gap.last >= upto:
+                yield Finding(
+                    "gap", upto, f"record `{upto}` is there, but was pruned with `{gap.first}` to `{gap.last}`"
+                )
+                self._prev = ()
+                return
+            seq, self._prev = gap.last + 1, (gap.digest,)
 
     def _record(self, txn: Txn, seq: int, value: bytes) -> Iterator[Finding]:
         prev, self._prev = self._prev, ()
+        record = None
         try:
             digest, text = split(value, seq)
         except JournalDamaged as error:
             yield Finding("codec", seq, error.message)
-            return
-        actual = text_digest(text)
-        self._prev = (digest, actual)  # differ: text or digest is damaged, and the next record links to the sound one
-        if actual != digest:
-            yield Finding("modified", seq, f"record `{seq}` does not have the digest `{digest}` it was stored with")
-            return
-        try:
-            record = parse(text, seq)
-        except JournalError as error:
-            yield Finding("codec", seq, error.message)
-            return
-        if record.seq != seq:
-            self._prev = ()
+        else:
+            actual = text_digest(text)
+            self._prev = (
+                digest,
+                actual,
+            )  # differ: text or digest is damaged, and the next record links to the sound one
+            if actual != digest:
+                yield Finding("modified", seq, f"record `{seq}` does not have the digest `{digest}` it was stored with")
+            else:
+                try:
+                    record = parse(text, seq)
+                except JournalError as error:
+                    yield Finding("codec", seq, error.message)
+        if record is not None and record.seq != seq:
             yield Finding("reordered", seq, f"record `{record.seq}` is in the place of record `{seq}`")
-            return
+            self._prev = ()
+            record = None
+        if record is not None:
+            yield from self._sound(txn, record, prev)
+        yield from self._times(txn, seq, record)
+
+    def _sound(self, txn: Txn, record: Record, prev: tuple[str, ...]) -> Iterator[Finding]:
+        """What a record says of others."""
+        seq = record.seq
         if prev and record.prev not in prev:
             yield Finding(
                 "chain", seq, f"record `{seq}` follows `{record.prev}`, but the digest before it is `{prev[0]}`"
             )
         if record.cause is not None and not 0 < record.cause < seq:
             yield Finding("codec", seq, f"record `{seq}` names as its cause `{record.cause}`, which is not before it")
+        if seq == 1 and self._identity is not None and self._identity != self._prev[0]:
+            yield Finding("head", 1, f"the journal's identity is `{self._identity}`, which is not record 1")
+        wrong = checkpoint.fault(record, self._identity, self._public_keys)
+        if wrong is not None:
+            yield Finding("checkpoint", seq, wrong)
         yield from self._index(txn, record)
 
     def _index(self, txn: Txn, record: Record) -> Iterator[Finding]:
@@ -163,11 +254,143 @@ class _Walk:
             yield Finding(
                 "index", record.seq, f"the index has {found} at rev `{record.rev}` of stream `{record.stream}`"
             )
-        if record.rev > 1:
+        if record.rev > 1 and record.stream != layout.SYSTEM_STREAM:  # of that, old tombstones may be gone
             before = _indexed(txn, self._tables, record.stream, record.rev - 1)
             if before is None or before >= record.seq:
                 yield Finding(
                     "index", record.seq, f"rev `{record.rev - 1}` of stream `{record.stream}` is not before it"
+                )
+
+    def _times(self, txn: Txn, seq: int, record: Record | None) -> Iterator[Finding]:
+        """Compare a block of the time index with its records, at the last of them that there is."""
+        if layout.times_block(seq) != self._block.number:  # its last records are gone
+            yield from self._end_block(txn, seq)
+            self._block.incomplete()
+        self._block.add(record)
+        if seq % layout.TIMES_BLOCK == 0:
+            yield from self._end_block(txn, seq + 1)
+
+    def _end_block(self, txn: Txn, next_seq: int) -> Iterator[Finding]:
+        block, self._block = self._block, _Block(layout.times_block(next_seq), whole=True)
+        if block.whole and self._tables.times is not None:
+            value = txn.get(layout.seq_key(block.number), db=self._tables.times)
+            if value is None or len(value) != 16 or not block.within(*layout.split_times(value)):
+                last = (block.number + 1) * layout.TIMES_BLOCK
+                yield Finding("time", last, f"the time index is wrong for the block that ends with record `{last}`")
+
+
+class _Block:
+    """What was seen of one block of the time index. `whole`: every record of it that there is, none was unreadable."""
+
+    def __init__(self, number: int, *, whole: bool) -> None:
+        self.number = number
+        self.whole = whole
+        self._exact = True
+        self._walls: tuple[int, int] | None = None
+
+    def add(self, record: Record | None) -> None:
+        if record is None:
+            self.whole = False
+        elif self._walls is None:
+            self._walls = record.wall_ns, record.wall_ns
+        else:
+            self._walls = min(self._walls[0], record.wall_ns), max(self._walls[1], record.wall_ns)
+
+    def incomplete(self) -> None:
+        """Records of it are gone: what the index says may be wider than what is left."""
+        self._exact = False
+
+    def within(self, least: int, greatest: int) -> bool:
+        """Whether an entry of the index is right for it."""
+        if self._walls is None or self._walls == (least, greatest):
+            return True
+        return not self._exact and least <= self._walls[0] and self._walls[1] <= greatest
+
+
+def _next_gap(txn: Txn, tables: Tables, seq: int) -> Gap | None:
+    """The gap that holds `seq`, or else the first one after it. Raises JournalDamaged."""
+    if tables.gaps is None:
+        return None
+    with txn.cursor(tables.gaps) as cursor:
+        after = cursor.set_range(layout.seq_key(seq + 1))
+        following = read_gap(*cursor.item()) if after else None
+        if cursor.prev() if after else cursor.last():
+            before = read_gap(*cursor.item())
+            if seq in before:
+                return before
+        return following
+
+
+def _accounts(txn: Txn, tables: Tables) -> Iterator[Finding]:
+    """The gaps are just what the tombstones account for."""
+    if tables.gaps is None:
+        return
+    told: list[runs.Range] = []
+    with txn.cursor(tables.streams) as cursor:
+        more = cursor.set_range(layout.stream_key(layout.SYSTEM_STREAM, 0))
+        while more and layout.split_stream_key(cursor.key())[0] == layout.SYSTEM_STREAM.encode():
+            told += _told(txn, tables, cursor.value())
+            more = cursor.next()
+    told = runs.union(sorted(told))
+    with txn.cursor(tables.gaps) as cursor:
+        try:
+            gaps = runs.union(sorted((gap.first, gap.last) for gap in (read_gap(*item) for item in cursor.iternext())))
+        except JournalDamaged as error:
+            yield Finding("gap", 0, error.message)
+            return
+    for first, last in runs.difference(gaps, told):
+        yield Finding("gap", first, f"records `{first}` to `{last}` were taken out, and no tombstone accounts for them")
+    for first, last in runs.difference(told, gaps):
+        yield Finding("gap", first, f"a tombstone accounts for records `{first}` to `{last}`, which were not taken out")
+
+
+def _told(txn: Txn, tables: Tables, seq_key: bytes) -> list[runs.Range]:
+    """What the record accounts for, if it is a tombstone; one that cannot be read is reported as what it is."""
+    seq = int.from_bytes(seq_key, "big")
+    try:
+        value = txn.get(seq_key, db=tables.records)
+        tombstone = None if value is None else read_tombstone(parse(split(value, seq)[1], seq))
+    except JournalError:
+        return []
+    return [] if tombstone is None else tombstone.ranges()
+
+
+def _time_entries(txn: Txn, tables: Tables, tip: Tip) -> Iterator[Finding]:
+    """As many entries as there are whole blocks, at least those that the head knew of."""
+    if tables.times is not None:
+        with txn.cursor(tables.times) as cursor:
+            blocks = int.from_bytes(cursor.key(), "big") + 1 if cursor.last() else 0
+        entries = txn.stat(tables.times)["entries"]
+        if blocks != entries or blocks < tip.seq // layout.TIMES_BLOCK:
+            yield Finding("time", 0, f"the time index has `{entries}` entries for `{blocks}` blocks")
+
+
+def _owner(txn: Txn, tables: Tables) -> Iterator[Finding]:
+    """The owner that is kept is the one that the record says."""
+    try:
+        kept = owner.read(txn, tables)
+        value = txn.get(layout.seq_key(kept.seq), db=tables.records) if kept else None
+        record = parse(split(value, kept.seq)[1], kept.seq) if kept and value else None
+        told = record.data.get("owner") if record is not None and record.type == owner.TYPE else None
+    except JournalError as error:
+        yield Finding("head", 0, error.message)
+        return
+    if kept is not None and told != kept.owner:
+        yield Finding("head", kept.seq, f"record `{kept.seq}` does not say that the owner is `{kept.owner}`")
+
+
+def _snapshots(txn: Txn, tables: Tables) -> Iterator[Finding]:
+    """Every snapshot is of a stream that is there, at a rev that it has."""
+    if tables.snapshots is None:
+        return
+    with txn.cursor(tables.snapshots) as cursor:
+        for name, value in cursor.iternext():
+            stream = name.decode(errors="backslashreplace")
+            rev = layout.split_snapshot(value)[0]
+            has = current_rev(txn, tables, stream)
+            if not 0 < rev <= has:
+                yield Finding(
+                    "snapshot", 0, f"the snapshot of stream `{stream}` is of rev `{rev}`, the last is `{has}`"
                 )
 
 
@@ -198,7 +421,12 @@ def _stray(txn: Txn, tables: Tables, key: bytes, value: bytes, last_seq: int) ->
     name, rev = layout.split_stream_key(key)
     seq = int.from_bytes(value, "big")
     if 0 < seq <= last_seq and txn.get(value, db=tables.records) is None:
-        return None  # reported as missing
+        try:
+            gap = _next_gap(txn, tables, seq)
+        except JournalDamaged:
+            gap = None  # reported as what it is
+        if gap is None or seq not in gap:
+            return None  # reported as missing
     stored = txn.get(value, db=tables.records)
     try:
         record = None if stored is None else parse(split(stored, seq)[1], seq)

@@ -145,12 +145,12 @@ def test_a_newer_format_is_refused_at_open_and_at_append(path, put):
     with Journal.open(path) as journal:
         put(journal, "s", projections={b"k": b"v"})
         with journal._env._env.begin(write=True) as txn:
-            txn.put(layout.FORMAT_KEY, layout.FORMAT_MAGIC + b"2", db=journal._env.tables.meta)
+            txn.put(layout.FORMAT_KEY, layout.FORMAT_MAGIC + b"3", db=journal._env.tables.meta)
         with pytest.raises(JournalVersionError):
             put(journal, "s")
         assert journal.head().seq == 1
     for opener in (peek.open, Journal.open, lambda path: Journal.open(path, read_only=True)):
-        with pytest.raises(JournalVersionError, match="format `2`"):
+        with pytest.raises(JournalVersionError, match="format `3`"):
             opener(path)
 
 

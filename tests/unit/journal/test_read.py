@@ -72,7 +72,7 @@ def test_a_batch_is_bounded_in_bytes(filled, monkeypatch):
 
 def test_stat_counts(filled):
     stat = filled.stat()
-    assert (stat.records, stat.streams, stat.projections, stat.head.seq, stat.format) == (10, 3, 3, 10, 1)
+    assert (stat.records, stat.streams, stat.projections, stat.head.seq, stat.format) == (10, 3, 3, 10, 2)
     assert stat.path == filled.path
     assert 0 < stat.used_bytes <= stat.map_bytes
     assert (stat.sync, stat.read_only) == (False, False)

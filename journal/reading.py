@@ -1,0 +1,445 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading: one record, ranges of them by seq, time and type, streams, the last ones, and those to come.
+
+Everything is fetched in batches, each in a short transaction of its own, so that a slow consumer pins no pages and holds
+up nobody. Records never change, so batches of one range are of one snapshot: the one at the first `next`.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager
+from itertools import islice
+from typing import Protocol, TypeVar
+
+import lmdb
+import msgspec
+
+from journal import layout, step
+from journal.clock import CLOCK
+from journal.env import Env, Txn
+from journal.errors import JournalDamaged, JournalError, JournalPruned, StreamMissing
+from journal.records import Head, Record, Stored, split, unseal
+
+T = TypeVar("T")
+SEQ_END = 1 << 63
+FOLLOW_POLL_S = 0.1
+
+
+class StreamInfo(msgspec.Struct, frozen=True):
+    """Where a stream begins and ends; `rev` is that of its last record, which is also how many it has."""
+
+    stream: str
+    first_seq: int
+    last_seq: int
+    rev: int
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """What a stream's records up to `rev` fold to, as the user stored it with that record."""
+
+    rev: int
+    data: bytes
+
+
+class Gap(msgspec.Struct, frozen=True):
+    """Records that were pruned, one after the other. `digest` is that of the last one, which the next links to."""
+
+    first: int
+    last: int
+    digest: str
+
+    def __contains__(self, seq: int) -> bool:
+        return self.first <= seq <= self.last
+
+
+class Picked(msgspec.Struct, frozen=True):
+    """Which records are wanted, all of it together. Times in ns since the epoch, the first included, the second not."""
+
+    since_ns: int | None = None
+    until_ns: int | None = None
+    kinds: frozenset[str] = frozenset()
+    types: frozenset[str] = frozenset()
+
+    def __contains__(self, record: Record) -> bool:
+        return not (
+            (self.since_ns is not None and record.wall_ns < self.since_ns)
+            or (self.until_ns is not None and record.wall_ns >= self.until_ns)
+            or (self.kinds and record.kind not in self.kinds)
+            or (self.types and record.type not in self.types)
+        )
+
+
+class RecordSource(Protocol):
+    """What a journal and a bundle have in common: records, by seq and by stream. Methods as in `Reader`."""
+
+    @property
+    def path(self) -> str: ...
+
+    def head(self) -> Head: ...
+
+    def get(self, seq: int) -> Record | None: ...
+
+    def read(
+        self,
+        from_seq: int = 1,
+        to_seq: int | None = None,
+        reverse: bool = False,
+        *,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        kinds: Collection[str] = (),
+        types: Collection[str] = (),
+    ) -> Iterator[Record]: ...
+
+    def read_stream(
+        self, stream: str, from_rev: int = 1, to_rev: int | None = None, reverse: bool = False
+    ) -> Iterator[Record]: ...
+
+    def rev(self, stream: str) -> int: ...
+
+    def streams(self) -> Iterator[StreamInfo]: ...
+
+
+class Reader:
+    """The reading half of `Journal`. Methods may be called from any thread."""
+
+    _env: Env
+    _open: bool
+
+    @property
+    def path(self) -> str:
+        """The journal's directory."""
+        return self._env.path
+
+    # -- records
+
+    def head(self) -> Head:
+        """The last record's seq and digest."""
+        with self._read() as txn:
+            return step.read_tip(txn, self._env.tables).head
+
+    def get(self, seq: int) -> Record | None:
+        """One record, checked against its digest, or None when there is none with that seq.
+
+        Raises JournalPruned when there was one, and JournalDamaged when it is not what was written.
+        """
+        value = self._value(seq)
+        if value is None:
+            gap = self.gap_of(seq)
+            if gap is not None:
+                raise JournalPruned(
+                    f"record `{seq}` was pruned, with all from `{gap.first}` to `{gap.last}`",
+                    hint="a tombstone accounts for it; the record itself is gone",
+                )
+            return None
+        return unseal(value, seq)
+
+    def get_text(self, seq: int) -> bytes | None:
+        """The JSON text of one record exactly as it is stored and hashed, unchecked, or None."""
+        value = self._value(seq)
+        return None if value is None else split(value, seq)[1]
+
+    def read(
+        self,
+        from_seq: int = 1,
+        to_seq: int | None = None,
+        reverse: bool = False,
+        *,
+        since_ns: int | None = None,
+        until_ns: int | None = None,
+        kinds: Collection[str] = (),
+        types: Collection[str] = (),
+    ) -> Iterator[Record]:
+        """The records from `from_seq` to `to_seq`, both included, as of now; newest first with `reverse`.
+
+        Of these only the ones whose wall time is in `[since_ns, until_ns)` and whose kind and type are among those
+        given, if any are. A time range costs what lies in it, also when the clock was set back meanwhile. Raises
+        JournalDamaged at a record that is not what was written.
+        """
+        low, high = max(from_seq, 1), SEQ_END if to_seq is None else to_seq
+        high = min(high, self.head().seq)
+        picked = Picked(since_ns, until_ns, frozenset(kinds), frozenset(types))
+        if picked == Picked():
+            yield from self._range(low, high, reverse)
+            return
+        for first, last in self._spans(low, high, reverse, since_ns, until_ns):
+            yield from (record for record in self._range(first, last, reverse) if record in picked)
+
+    def last(self, count: int) -> list[Record]:
+        """The last `count` records, oldest first."""
+        found = list(islice(self.read(reverse=True), max(0, count)))
+        found.reverse()
+        return found
+
+    def follow(self, from_seq: int | None = None, wait: Callable[[], bool] | None = None) -> Iterator[Record]:
+        """The records from `from_seq` on (None: those appended from now on), for ever.
+
+        When there are no more for now, `wait` is called: it returns when it is worth looking again, and False ends the
+        iteration. By default it sleeps a tenth of a second.
+        """
+        at = self.head().seq + 1 if from_seq is None else from_seq
+        while True:
+            for record in self.read(at):
+                yield record
+                at = record.seq + 1
+            if not (wait or _sleep)():
+                return
+
+    # -- streams
+
+    def read_stream(
+        self, stream: str, from_rev: int = 1, to_rev: int | None = None, reverse: bool = False
+    ) -> Iterator[Record]:
+        """The stream's records from `from_rev` to `to_rev`, both included, as of now; newest first with `reverse`.
+
+        Nothing for a stream that is not there. Batches and errors as in `read`.
+        """
+        low, high = max(from_rev, 1), self.rev(stream)
+        if to_rev is not None:
+            high = min(high, to_rev)
+        while low <= high:
+            batch = self._stream_batch(stream, low, high, reverse)
+            for rev, seq, value in batch:
+                record = unseal(value, seq)
+                if (record.stream, record.rev) != (stream, rev):
+                    raise JournalDamaged(f"the index of stream `{stream}` is wrong at rev `{rev}`", seq=seq)
+                yield record
+            if not batch:
+                return
+            if reverse:
+                high = batch[-1][0] - 1
+            else:
+                low = batch[-1][0] + 1
+
+    def stored(self, streams: Collection[str]) -> Iterator[Stored]:
+        """Every record of the streams as of now, in the order of seq, with the value it is stored as."""
+        for seq in sorted(seq for stream in streams for seq in self._index_of(stream)):
+            value = self._value(seq)
+            if value is None:
+                raise JournalDamaged(f"record `{seq}` is missing", seq=seq)
+            yield Stored(unseal(value, seq), value)
+
+    def rev(self, stream: str) -> int:
+        """The rev of the stream's last record, 0 when it has none: what `append` expects."""
+        with self._read() as txn:
+            return step.current_rev(txn, self._env.tables, stream)
+
+    def streams(self) -> Iterator[StreamInfo]:
+        """Every stream as of now but the journal's own, in the byte order of the names."""
+        yield from (info for info in self._streams() if info.stream != layout.SYSTEM_STREAM)
+
+    def stream(self, name: str) -> StreamInfo:
+        """One stream. Raises StreamMissing when there is none of that name."""
+        begin = name.encode()
+        with self._read() as txn, txn.cursor(self._env.tables.streams) as cursor:
+            if not cursor.set_range(layout.stream_key(name, 0)) or layout.split_stream_key(cursor.key())[0] != begin:
+                raise StreamMissing(
+                    f"journal `{self.path}` has no stream `{name}`", hint="it was never there, or it was pruned"
+                )
+            first_seq = int.from_bytes(cursor.value(), "big")
+            _to_end_of(cursor, begin)
+            rev = layout.split_stream_key(cursor.key())[1]
+            return StreamInfo(name, first_seq, int.from_bytes(cursor.value(), "big"), rev)
+
+    # -- projections and snapshots
+
+    def projection(self, key: bytes) -> bytes | None:
+        """The value of one projection, or None."""
+        with self._read() as txn:
+            return txn.get(key, db=self._env.tables.projections)
+
+    def projections(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Every (key, value) whose key starts with `prefix`, in key order, all of one moment (fetched at once)."""
+        found = []
+        with self._read() as txn, txn.cursor(self._env.tables.projections) as cursor:
+            more = cursor.set_range(prefix) if prefix else cursor.first()
+            while more and (key := cursor.key()).startswith(prefix):
+                found.append((key, cursor.value()))
+                more = cursor.next()
+        yield from found
+
+    def snapshot(self, stream: str) -> Snapshot | None:
+        """The stream's latest snapshot, or None. Read on from its `rev` + 1."""
+        table = self._env.tables.snapshots
+        if table is None:
+            return None
+        with self._read() as txn:
+            value = txn.get(stream.encode(), db=table)
+        return None if value is None else Snapshot(*layout.split_snapshot(value))
+
+    # -- what was pruned
+
+    def gaps(self) -> list[Gap]:
+        """Every range of records that was pruned, in order."""
+        table = self._env.tables.gaps
+        if table is None:
+            return []
+        with self._read() as txn, txn.cursor(table) as cursor:
+            return [read_gap(key, value) for key, value in cursor.iternext()]
+
+    def gap_of(self, seq: int) -> Gap | None:
+        """The gap that the record `seq` has gone into, or None."""
+        table = self._env.tables.gaps
+        if table is None or not 0 < seq < SEQ_END:
+            return None
+        with self._read() as txn, txn.cursor(table) as cursor:
+            at = cursor.set_range(layout.seq_key(seq + 1))
+            if not (cursor.prev() if at else cursor.last()):
+                return None
+            gap = read_gap(*cursor.item())
+        return gap if seq in gap else None
+
+    # -- within
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise JournalError(f"journal `{self.path}` is closed")
+
+    def _read(self) -> AbstractContextManager[Txn]:
+        self._check_open()
+        return self._env.read()
+
+    def _value(self, seq: int) -> bytes | None:
+        if not 0 < seq < SEQ_END:
+            return None
+        with self._read() as txn:
+            return txn.get(layout.seq_key(seq), db=self._env.tables.records)
+
+    def _range(self, low: int, high: int, reverse: bool) -> Iterator[Record]:
+        while low <= high:
+            batch = self._batch(low, high, reverse)
+            for seq, value in batch:
+                yield unseal(value, seq)
+            if not batch:
+                return
+            if reverse:
+                high = batch[-1][0] - 1
+            else:
+                low = batch[-1][0] + 1
+
+    def _batch(self, low: int, high: int, reverse: bool) -> list[tuple[int, bytes]]:
+        """Values of the records from `low` to `high`, as many as fit a batch, at least one if there is one."""
+        found = []
+        size = 0
+        with self._read() as txn, txn.cursor(self._env.tables.records) as cursor:
+            first = cursor.set_range(layout.seq_key(high if reverse else low))
+            if reverse and (not first or cursor.key() != layout.seq_key(high)):
+                first = cursor.prev() if first else cursor.last()
+            items = (cursor.iterprev if reverse else cursor.iternext)() if first else iter(())
+            for key, value in islice(items, layout.BATCH_RECORDS):
+                seq = int.from_bytes(key, "big")
+                if not low <= seq <= high:
+                    break
+                found.append((seq, value))
+                size += len(value)
+                if size >= layout.BATCH_BYTES:
+                    break
+        return found
+
+    def _spans(
+        self, low: int, high: int, reverse: bool, since_ns: int | None, until_ns: int | None
+    ) -> Iterator[tuple[int, int]]:
+        """Ranges of seqs between `low` and `high`, by the time index, outside of which nothing is of those times."""
+        table = self._env.tables.times
+        if table is None or (since_ns is None and until_ns is None):
+            yield low, high
+            return
+        spans: list[tuple[int, int]] = []
+        at = 1  # the first seq that the index has not spoken of: what it does not know must be looked at
+        with self._read() as txn, txn.cursor(table) as cursor:
+            for key, value in cursor.iternext():
+                first = int.from_bytes(key, "big") * layout.TIMES_BLOCK + 1
+                last = first + layout.TIMES_BLOCK - 1
+                if first > at:
+                    spans.append((at, first - 1))
+                at = last + 1
+                least, greatest = layout.split_times(value)
+                if (since_ns is None or greatest >= since_ns) and (until_ns is None or least < until_ns):
+                    spans.append((first, last))
+        spans.append((at, high))
+        for first, last in reversed(spans) if reverse else spans:
+            if max(first, low) <= min(last, high):
+                yield max(first, low), min(last, high)
+
+    def _stream_batch(self, stream: str, low: int, high: int, reverse: bool) -> list[tuple[int, int, bytes]]:
+        """(rev, seq, value) of the stream's records from `low` to `high`, as many as fit a batch.
+
+        Revs are without a gap, but for old tombstones of the journal's own stream. Empty when the stream was pruned
+        since the last batch.
+        """
+        found = []
+        size = 0
+        tables = self._env.tables
+        name = stream.encode()
+        with self._read() as txn, txn.cursor(tables.streams) as cursor:
+            first = cursor.set_range(layout.stream_key(stream, high if reverse else low))
+            if reverse and (not first or cursor.key() != layout.stream_key(stream, high)):
+                first = cursor.prev() if first else cursor.last()
+            wanted = high if reverse else low
+            for key, at in (cursor.iterprev if reverse else cursor.iternext)() if first else ():
+                owner, rev = layout.split_stream_key(key)
+                if owner != name or not low <= rev <= high:
+                    break
+                value = txn.get(at, db=tables.records)
+                if value is None or (rev != wanted and stream != layout.SYSTEM_STREAM):
+                    raise JournalDamaged(f"rev `{wanted}` of stream `{stream}` is missing")
+                found.append((rev, int.from_bytes(at, "big"), value))
+                wanted = rev - 1 if reverse else rev + 1
+                size += len(value)
+                if size >= layout.BATCH_BYTES or len(found) >= layout.BATCH_RECORDS:
+                    break
+        return found
+
+    def _index_of(self, stream: str) -> list[int]:
+        """The seq of every record of the stream."""
+        name = stream.encode()
+        found = []
+        with self._read() as txn, txn.cursor(self._env.tables.streams) as cursor:
+            more = cursor.set_range(layout.stream_key(stream, 0))
+            for key, at in cursor.iternext() if more else ():
+                if layout.split_stream_key(key)[0] != name:
+                    break
+                found.append(int.from_bytes(at, "big"))
+        return found
+
+    def _streams(self) -> list[StreamInfo]:
+        """One jump to each stream's first and last index entry, however many are between."""
+        found = []
+        with self._read() as txn, txn.cursor(self._env.tables.streams) as cursor:
+            more = cursor.first()
+            while more:
+                name, _ = layout.split_stream_key(cursor.key())
+                first_seq = int.from_bytes(cursor.value(), "big")
+                more = _to_end_of(cursor, name)
+                _, rev = layout.split_stream_key(cursor.key())
+                found.append(StreamInfo(name.decode(), first_seq, int.from_bytes(cursor.value(), "big"), rev))
+                more = more and cursor.next()
+        return found
+
+
+def _to_end_of(cursor: "lmdb.Cursor[bytes]", name: bytes) -> bool:
+    """Go to the last index entry of the stream that the cursor is in; whether another stream follows."""
+    more = cursor.set_range(layout.stream_end(name))
+    if more:
+        cursor.prev()
+    else:
+        cursor.last()
+    return more
+
+
+def read_gap(key: bytes, value: bytes) -> Gap:
+    """A row of the table `gaps`. Raises JournalDamaged."""
+    try:
+        fields = msgspec.json.decode(value, type=dict[str, int | str])
+        return Gap(int.from_bytes(key, "big"), int(fields["last"]), str(fields["digest"]))
+    except (msgspec.MsgspecError, KeyError, ValueError) as error:
+        raise JournalDamaged(f"the gap at `{int.from_bytes(key, 'big')}` cannot be decoded: {error}") from error
+
+
+def gap_value(gap: Gap) -> bytes:
+    """The inverse of `read_gap`, without the key."""
+    return msgspec.json.encode({"last": gap.last, "digest": gap.digest})
+
+
+def _sleep() -> bool:
+    CLOCK.sleep(FOLLOW_POLL_S)
+    return True
