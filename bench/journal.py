@@ -28,7 +28,7 @@ from bench.stores import STORES, Writer
 from journal import Journal
 from journal.records import Record
 from kata_fsm.machines import Moved, fold
-from kata_fsm.runtime import load
+from kata_fsm.snapshots import load
 
 RUNS = 5
 STEPS = 400  # of each store in each run

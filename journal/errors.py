@@ -101,6 +101,12 @@ class JournalDamaged(JournalError):
         self.seq = seq
 
 
+class JournalForeign(JournalError):
+    """The journal belongs to another owner: it can be read, but not written."""
+
+    exit_code = 12
+
+
 class ChainBroken(JournalError):
     """The journal does not continue a head that was kept elsewhere, or a signature does not hold."""
 

@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from journal import bundle, checkpoint, folds, imports, layout, prune, runs, step
+from journal import owner as owners
 from journal.create import create as create_journal
 from journal.create import make_directory
 from journal.env import Env, Txn, map_errors, missing
@@ -33,6 +34,7 @@ class Stat(msgspec.Struct, frozen=True):
     path: str
     format: int
     identity: str
+    owner: str | None
     head: Head
     records: int
     pruned: int
@@ -71,15 +73,17 @@ class Journal(Reader):
         sync: bool = True,
         lock_timeout_s: float = 10.0,
         map_bytes: int = layout.MAP_BYTES,
+        owner: tuple[str, Stamp] | None = None,
     ) -> "Journal":
         """Open the journal in the directory `path`; for writing, create it when it is not there and `create` is true.
 
         With `read_only` nothing is created and no lock is waited for; it works on a copy and on a read-only file
         system. `sync=False` gives up durability: after a power loss the journal may be damaged. `map_bytes` is the
-        address space to begin with; it grows by itself.
+        address space to begin with; it grows by itself. `owner` says who writes, and when that is: a journal that nobody
+        owns yet gets a record of it, one that somebody else owns is refused.
 
-        Raises JournalMissing, JournalBusy, JournalReadOnly, JournalDiskFull, JournalDamaged, JournalVersionError,
-        JournalInUse.
+        Raises JournalForeign, JournalMissing, JournalBusy, JournalReadOnly, JournalDiskFull, JournalDamaged,
+        JournalVersionError, JournalInUse.
         """
         directory = os.fspath(path)
         if read_only:
@@ -100,7 +104,22 @@ class Journal(Reader):
             except BaseException:
                 lock.close()
                 raise
-            return cls(env, lock, lock_timeout_s)
+            journal = cls(env, lock, lock_timeout_s)
+        try:
+            if owner is not None:
+                journal._own(*owner)
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+    def _own(self, owner: str, stamp: Stamp) -> None:
+        def work(txn: Txn) -> None:
+            if owners.check(self.path, owners.read(txn, self._env.tables), owner):  # another may have been first
+                owners.state(txn, self._env.tables, owner, stamp, {})
+
+        if owners.check(self.path, self.owner(), owner):
+            self._write(work)
 
     def __enter__(self) -> Self:
         return self
@@ -246,6 +265,21 @@ class Journal(Reader):
                 found = (txn.get(layout.seq_key(1), db=self._env.tables.records) or b"")[:DIGEST_CHARS]
             return found.decode(errors="replace")
 
+    def owner(self) -> owners.Owner | None:
+        """Who owns it, and by which record; None when nobody does so far."""
+        with self._read() as txn:
+            return owners.read(txn, self._env.tables)
+
+    def adopt(self, owner: str, *, stamp: Stamp, reason: str) -> Record:
+        """Make `owner` the owner, whoever is it now; the record says from whom and why. What `append` raises."""
+
+        def work(txn: Txn) -> Record:
+            before = owners.read(txn, self._env.tables)
+            more = {"from": None if before is None else before.owner, "reason": reason}
+            return owners.state(txn, self._env.tables, owner, stamp, more)
+
+        return self._write(work)
+
     def checkpoint(self, *, stamp: Stamp, signer: checkpoint.Signer | None = None) -> Record:
         """Append a record that states the head, signed if there is a `signer`; return it.
 
@@ -328,7 +362,7 @@ class Journal(Reader):
         """Counts and sizes; the only cost that grows is counting streams."""
         streams = len(list(self.streams()))
         pruned = runs.count((gap.first, gap.last) for gap in self.gaps())
-        identity = self.identity()
+        identity, owner = self.identity(), self.owner()
         info = self._env.info()
         tables = self._env.tables
         with self._read() as txn:
@@ -337,6 +371,7 @@ class Journal(Reader):
                 path=self.path,
                 format=self._env.format,
                 identity=identity,
+                owner=owner.owner if owner else None,
                 head=step.read_tip(txn, tables).head,
                 records=txn.stat(tables.records)["entries"],
                 pruned=pruned,

@@ -9,13 +9,14 @@ What is beyond this: a chain rewritten from some record to the head is consisten
 (`Journal.prove`), or a checkpoint signed with a key that the writer of the new chain does not have.
 """
 
+import os
 from collections.abc import Iterator
 from itertools import islice
 
 import msgspec
 
-from journal import checkpoint, layout, runs
-from journal.env import Env, Tables, Txn
+from journal import checkpoint, layout, owner, runs
+from journal.env import Env, Tables, Txn, map_errors
 from journal.errors import JournalDamaged, JournalError
 from journal.prune import read_tombstone
 from journal.reading import Gap, read_gap
@@ -23,7 +24,7 @@ from journal.records import DIGEST_CHARS, Head, Record, parse, split, text_diges
 from journal.step import Tip, current_rev, last_record, read_tip
 
 KINDS = (
-    *("modified", "missing", "reordered", "index", "chain", "head", "codec"),
+    *("structure", "modified", "missing", "reordered", "index", "chain", "head", "codec"),
     *("gap", "checkpoint", "time", "snapshot", "projection"),
 )
 
@@ -31,6 +32,7 @@ KINDS = (
 class Finding(msgspec.Struct, frozen=True):
     """Something wrong. `kind` is one of `KINDS`; `seq` the record concerned (the first one of several), 0 for none.
 
+    structure: the file is no sound LMDB environment, and nothing else was looked at.
     modified: text and stored digest differ. missing: no record where one must be. reordered: a record of another seq.
     chain: `prev` is not the digest before. index: the stream index and the records disagree. head: the kept head is
     not the last record. codec: bytes that cannot be read as a record at all. gap: records were taken out, and the
@@ -43,6 +45,38 @@ class Finding(msgspec.Struct, frozen=True):
     detail: str
 
 
+def verify_path(
+    path: str | os.PathLike[str],
+    from_seq: int = 1,
+    to_seq: int | None = None,
+    public_keys: frozenset[bytes] = frozenset(),
+) -> Iterator[Finding]:
+    """Check the journal in the directory `path`; unlike `Journal.verify` it can be trusted with a file that cannot.
+
+    The engine is not given the file before its structure was found sound. Raises what opening a journal for reading
+    raises, but for JournalDamaged, which is a finding; a process that has the journal open calls `Journal.verify`.
+    """
+    directory = os.fspath(path)
+    try:
+        env = Env(directory, read_only=True, sync=True, map_bytes=layout.MAP_BYTES)
+    except JournalDamaged as error:
+        yield Finding("structure", 0, error.message)
+        return
+    try:
+        findings = _structure(env)
+        if findings:
+            yield from findings
+            return
+        try:
+            env.open_tables()
+        except JournalDamaged as error:
+            yield Finding("structure", 0, error.message)
+            return
+        yield from _records(env, from_seq, to_seq, public_keys)
+    finally:
+        env.close()
+
+
 def verify(
     env: Env, from_seq: int = 1, to_seq: int | None = None, public_keys: frozenset[bytes] = frozenset()
 ) -> Iterator[Finding]:
@@ -50,6 +84,18 @@ def verify(
 
     Of the records only those from `from_seq` to `to_seq`, and how the first of them links to the one before.
     """
+    findings = _structure(env)
+    yield from findings or _records(env, from_seq, to_seq, public_keys)
+
+
+def _structure(env: Env) -> list[Finding]:
+    from journal.structure import audit
+
+    with map_errors(env.path):
+        return [Finding("structure", 0, flaw) for flaw in audit(env)]
+
+
+def _records(env: Env, from_seq: int, to_seq: int | None, public_keys: frozenset[bytes]) -> Iterator[Finding]:
     tables = env.tables
     with env.read() as txn:
         last = last_record(txn, tables)
@@ -76,7 +122,7 @@ def verify(
     if entries[0] != entries[1]:
         yield from _strays(env, max(last.seq, tip.seq))
     with env.read() as txn:
-        findings = [*_accounts(txn, tables), *_snapshots(txn, tables)]
+        findings = [*_accounts(txn, tables), *_snapshots(txn, tables), *_owner(txn, tables)]
     yield from findings
 
 
@@ -317,6 +363,20 @@ def _time_entries(txn: Txn, tables: Tables, tip: Tip) -> Iterator[Finding]:
         entries = txn.stat(tables.times)["entries"]
         if blocks != entries or blocks < tip.seq // layout.TIMES_BLOCK:
             yield Finding("time", 0, f"the time index has `{entries}` entries for `{blocks}` blocks")
+
+
+def _owner(txn: Txn, tables: Tables) -> Iterator[Finding]:
+    """The owner that is kept is the one that the record says."""
+    try:
+        kept = owner.read(txn, tables)
+        value = txn.get(layout.seq_key(kept.seq), db=tables.records) if kept else None
+        record = parse(split(value, kept.seq)[1], kept.seq) if kept and value else None
+        told = record.data.get("owner") if record is not None and record.type == owner.TYPE else None
+    except JournalError as error:
+        yield Finding("head", 0, error.message)
+        return
+    if kept is not None and told != kept.owner:
+        yield Finding("head", kept.seq, f"record `{kept.seq}` does not say that the owner is `{kept.owner}`")
 
 
 def _snapshots(txn: Txn, tables: Tables) -> Iterator[Finding]:
