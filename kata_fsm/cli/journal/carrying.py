@@ -27,7 +27,9 @@ def about() -> dict[str, Any]:
 def export(context: Context, argv: list[str]) -> int:
     """Write one sandbox, or all, into a bundle."""
     options = parser("journal export", "Write a sandbox's records into a file that `replay` reads on any machine.")
-    options.add_argument("subject", nargs="?", default="latest", metavar="SUBJECT", help="named as for `kata-fsm replay`")
+    options.add_argument(
+        "subject", nargs="?", default="latest", metavar="SUBJECT", help="named as for `kata-fsm replay`"
+    )
     options.add_argument("--all", action="store_true", help="every sandbox in the journal")
     options.add_argument("-O", "--output", required=True, metavar="FILE", help="the bundle, by custom `NAME.kfsm`")
     given = options.parse_args(argv)
@@ -46,7 +48,9 @@ def export(context: Context, argv: list[str]) -> int:
 
 def import_(context: Context, argv: list[str]) -> int:
     """Keep a bundle beside this host's journal."""
-    options = parser("journal import", "Keep a bundle here under a name, for `replay NAME`; it is checked and recorded.")
+    options = parser(
+        "journal import", "Keep a bundle here under a name, for `replay NAME`; it is checked and recorded."
+    )
     options.add_argument("file", metavar="FILE")
     options.add_argument("--as", dest="name", metavar="NAME", help="default: the file's name without its ending")
     given = options.parse_args(argv)
@@ -70,7 +74,9 @@ def forget(context: Context, argv: list[str]) -> int:
 
 def salvage(context: Context, argv: list[str]) -> int:
     """Read what can be read of a damaged journal, into a bundle; the journal itself is not touched."""
-    options = parser("journal salvage", "Read what can be read of a damaged journal, without touching it, into a bundle.")
+    options = parser(
+        "journal salvage", "Read what can be read of a damaged journal, without touching it, into a bundle."
+    )
     options.add_argument("directory", metavar="DIR", help="the journal's directory, or a data file")
     options.add_argument("-O", "--output", required=True, metavar="FILE", help="the bundle, by custom `NAME.kfsm`")
     options.add_argument("--json", action="store_true", help="one JSON object")

@@ -28,7 +28,9 @@ def verify(argv: list[str]) -> int:
     options.add_argument("--json", action="store_true", help="one JSON object")
     options.add_argument("--from", dest="first", type=count, default=1, metavar="SEQ", help="only records from here on")
     options.add_argument("--to", dest="last", type=count, metavar="SEQ", help="only records up to here")
-    options.add_argument("--pubkey", action="append", default=[], metavar="FILE", help="who must have signed checkpoints")
+    options.add_argument(
+        "--pubkey", action="append", default=[], metavar="FILE", help="who must have signed checkpoints"
+    )
     options.add_argument("--quick", action="store_true", help="without folding every sandbox for its projections")
     given = options.parse_args(argv)
     from kata_fsm.world import journal_dir
@@ -41,7 +43,7 @@ def verify(argv: list[str]) -> int:
     if given.json:
         _put_json(findings, head, told)
     elif head is None or told is None:
-        put(_finding_lines(findings))
+        put(finding_lines(findings))
     else:
         put(_good_lines(head, told))
     return code(findings)
@@ -112,7 +114,8 @@ def _put_json(findings: list[Finding], head: Head | None, told: dict[str, Any] |
     put([dumps(msgspec.to_builtins(verdict), indent=2)])
 
 
-def _finding_lines(findings: list[Finding]) -> Iterator[str]:
+def finding_lines(findings: list[Finding]) -> Iterator[str]:
+    """A line each, as far as anybody will read."""
     from kata_fsm.replay.escape import harmless
 
     for finding in findings[:FINDINGS_SHOWN]:

@@ -72,8 +72,12 @@ def prune(context: Context, argv: list[str]) -> int:
 
 def _prune_options(argv: list[str]) -> argparse.Namespace:
     options = parser("journal prune", "Remove whole sandboxes that were deleted; a tombstone accounts for each.")
-    options.add_argument("--keep", type=_seconds, metavar="SPAN", help="remove those that ended longer ago than this: `30d`, `12h`")
-    options.add_argument("--max-size", type=_bytes, metavar="SIZE", help="remove the oldest until no more than this is in use: `256M`")
+    options.add_argument(
+        "--keep", type=_seconds, metavar="SPAN", help="remove those that ended longer ago than this: `30d`, `12h`"
+    )
+    options.add_argument(
+        "--max-size", type=_bytes, metavar="SIZE", help="remove the oldest until no more than this is in use: `256M`"
+    )
     options.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
     options.add_argument("--json", action="store_true", help="one JSON object")
     given = options.parse_args(argv)

@@ -41,7 +41,14 @@ def _options(prog: str, description: str, argv: list[str], lines: int | None) ->
     add("-r", "--reverse", action="store_true", help="newest first")
     add("-S", "--since", metavar="T", help=TIME_HELP)
     add("-U", "--until", metavar="T", help="records before this time")
-    add("-b", "--boot", nargs="?", const="0", metavar="BOOT", help="of one boot: 0 this one (default), -1 the one before")
+    add(
+        "-b",
+        "--boot",
+        nargs="?",
+        const="0",
+        metavar="BOOT",
+        help="of one boot: 0 this one (default), -1 the one before",
+    )
     add("--subject", metavar="ID", help="only one sandbox, named as for `kata-fsm replay`")
     add("-o", "--format", choices=FORMATS, default="text", help="json: one object a line")
     add("--utc", action="store_true", help="times in UTC")
@@ -57,16 +64,16 @@ def _show(prog: str, description: str, argv: list[str], lines: int | None) -> in
 
     with open_journal(given.journal) as source:
         wanted = Wanted(source, given)
-        at = source.head().seq + 1
-        shown = 0
+        begin = source.head().seq + 1
+        newest = 0
         for record in wanted.records():
             put([_text(record, given)])
-            shown += 1
+            newest = max(newest, record.seq)
         if not given.follow:
-            return 0 if shown or not wanted.narrowed else EXIT_FAILED
+            return 0 if newest or not wanted.narrowed else EXIT_FAILED
         sys.stdout.flush()
-        for record in _following(source, at):
-            if record in wanted:
+        for record in _following(source, begin):
+            if record.seq > newest and record in wanted:
                 put([_text(record, given)])
                 sys.stdout.flush()
     return 0
@@ -110,7 +117,7 @@ class Wanted:
         number, reverse = self._given.lines, self._given.reverse
         if number is None:
             return (record for record in self._scan(reverse) if record in self)
-        found = []
+        found: list[Record] = []
         for record in self._scan(reverse=True):
             if len(found) == number:
                 break
@@ -123,9 +130,7 @@ class Wanted:
         if streams is not None and len(streams) == 1:
             return self._source.read_stream(next(iter(streams)), reverse=reverse)
         kinds, types = (self._matches.get(field, ()) for field in ("kind", "type"))
-        return self._source.read(
-            reverse=reverse, since_ns=self._since, until_ns=self._until, kinds=kinds, types=types
-        )
+        return self._source.read(reverse=reverse, since_ns=self._since, until_ns=self._until, kinds=kinds, types=types)
 
 
 def _matches(given: list[str]) -> dict[str, set[str]]:
