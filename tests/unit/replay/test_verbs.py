@@ -191,7 +191,7 @@ def test_stat_names_the_directory(path: Path, capfd: Capture) -> None:
     assert code == 0
     assert (stat["path"], stat["streams"]) == (str(path), 3)
     assert stat["records"] == stat["head"]["seq"]
-    assert called(capfd, "journal", "--journal", str(path))[1].startswith(f"path      {path}\n")
+    assert called(capfd, "journal", "--journal", str(path))[1].startswith(f"path        {path}\n")
 
 
 def test_tail_and_get(path: Path, capfd: Capture) -> None:
