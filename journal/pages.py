@@ -13,6 +13,7 @@ Layout (64 bit, this host's byte order), all of it from LMDB's mdb.c:
 """
 
 import os
+import struct
 import sys
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -24,6 +25,8 @@ NODE_BYTES = 8
 TABLE_BYTES = 48
 NO_PAGE = (1 << 64) - 1
 DEPTH_MAX = 32
+
+_NODE = struct.Struct("=IHH")  # of a leaf: size of the data, flags, size of the key
 
 BRANCH, LEAF, OVERFLOW = 1, 2, 4  # of a page
 BIG, TABLE = 1, 2  # of a node
@@ -86,7 +89,8 @@ class Pages:
         flags, lower = _int(page, 10, 2), _int(page, 12, 2)
         if flags not in (BRANCH, LEAF) or _int(page, 0, 8) != number or not HEADER_BYTES <= lower <= len(page):
             raise Unreadable(f"page `{number}` is no page of a tree")
-        return [_node(page, _int(page, at, 2), flags == LEAF) for at in range(HEADER_BYTES, lower - 1, 2)]
+        places = struct.unpack_from(f"={(lower - HEADER_BYTES) // 2}H", page, HEADER_BYTES)
+        return [_node(page, at, flags == LEAF) for at in places]
 
     def is_leaf(self, number: int) -> bool:
         """Whether a tree page is a leaf, by its flags."""
@@ -188,24 +192,21 @@ def _meta(found: bytes) -> Meta:
 
 
 def _node(page: bytes, at: int, leaf: bool) -> Node:
-    flags, key_bytes = _int(page, at + 4, 2), _int(page, at + 6, 2)
+    if at + NODE_BYTES > len(page):
+        raise Unreadable("a node is beyond the end of its page")
+    low, flags, key_bytes = _NODE.unpack_from(page, at)
     data_at = at + NODE_BYTES + key_bytes
     if data_at > len(page):
         raise Unreadable("a node is beyond the end of its page")
-    low = _int(page, at, 4)
-    size = (8 if flags & BIG else low) if leaf else 0
+    key = page[at + NODE_BYTES : data_at]
+    if not leaf:
+        return Node(at, (NODE_BYTES + key_bytes + 1) & ~1, flags, key, b"", low, low | flags << 32)
+    size = 8 if flags & BIG else low
     if data_at + size > len(page):
         raise Unreadable("a node's data is beyond the end of its page")
     data = page[data_at : data_at + size]
-    return Node(
-        offset=at,
-        size=(NODE_BYTES + key_bytes + size + 1) & ~1,
-        flags=flags,
-        key=page[at + NODE_BYTES : data_at],
-        data=data,
-        data_bytes=low,
-        child=_int(data, 0, 8) if leaf else low | flags << 32,
-    )
+    child = _int(data, 0, 8) if flags & BIG else 0
+    return Node(at, (NODE_BYTES + key_bytes + size + 1) & ~1, flags, key, data, low, child)
 
 
 def _int(found: bytes, at: int, size: int) -> int:

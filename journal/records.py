@@ -19,7 +19,7 @@ from journal.errors import InvalidAppend, JournalDamaged, JournalVersionError
 RECORD_VERSION = 1
 DIGEST_CHARS = 64
 TEXT_AT = DIGEST_CHARS + 1
-_TOGETHER = 64  # so many records are checked at once: enough to pay, and their copies stay in the processor's cache
+TOGETHER = 64  # so many records are checked at once: enough to pay, and their copies stay in the processor's cache
 
 
 class Kind(StrEnum):
@@ -152,13 +152,13 @@ def unseal(value: bytes, seq: int) -> Record:
 
 def unseal_each(values: Sequence[bytes], seqs: Sequence[int]) -> Iterator[Record]:
     """The records stored under `seqs`, each checked and refused as by `unseal`, when it is its turn."""
-    for at in range(0, len(values), _TOGETHER):
-        some, places = values[at : at + _TOGETHER], seqs[at : at + _TOGETHER]
-        yield from _unseal_sound(some, places) or map(unseal, some, places)
+    for at in range(0, len(values), TOGETHER):
+        some, places = values[at : at + TOGETHER], seqs[at : at + TOGETHER]
+        yield from unseal_sound(some, places) or map(unseal, some, places)
 
 
-def _unseal_sound(values: Sequence[bytes], seqs: Sequence[int]) -> list[Record]:
-    """As `unseal` of each, if all of them pass; else nothing: that one does not says not which, and why.
+def unseal_sound(values: Sequence[bytes], seqs: Sequence[int]) -> list[Record]:
+    """As `unseal` of each, if all of them pass; else an empty list, which does not say which one does not, nor why.
 
     The same checks, each made of all records at once, which is what makes reading fast.
     """

@@ -10,7 +10,7 @@ What is beyond this: a chain rewritten from some record to the head is consisten
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
 
 import msgspec
@@ -20,7 +20,7 @@ from journal.env import Env, Tables, Txn, map_errors
 from journal.errors import JournalDamaged, JournalError
 from journal.prune import read_tombstone
 from journal.reading import Gap, read_gap
-from journal.records import DIGEST_CHARS, Head, Record, parse, split, text_digest
+from journal.records import DIGEST_CHARS, TOGETHER, Head, Record, parse, split, text_digest, unseal_sound
 from journal.step import Tip, current_rev, last_record, read_tip
 
 KINDS = (
@@ -157,13 +157,12 @@ class _Walk:
         at = None
         with txn.cursor(self._tables.records) as cursor:
             cursor.set_range(layout.seq_key(self.seq))
-            for key, value in islice(cursor.iternext(), layout.BATCH_RECORDS):
-                at = int.from_bytes(key, "big")
+            for at, value, record in _checked(islice(cursor.iternext(), layout.BATCH_RECORDS)):
                 if at > high:
                     break
                 if at != self.seq:
                     yield from self._lack(txn, at)
-                yield from self._record(txn, at, value)
+                yield from self._record(txn, at, value, record)
                 self.seq = at + 1
         if at is None or at > high:  # none from here to `high`
             yield from self._lack(txn, high + 1)
@@ -202,33 +201,40 @@ class _Walk:
                 return
             seq, self._prev = gap.last + 1, (gap.digest,)
 
-    def _record(self, txn: Txn, seq: int, value: bytes) -> Iterator[Finding]:
-        prev, self._prev = self._prev, ()
-        record = None
+    def _record(self, txn: Txn, seq: int, value: bytes, record: Record | None) -> Iterator[Finding]:
+        """`record`: what `value` holds, if it is known already to be sound in itself."""
+        prev = self._prev
+        if record is None:
+            record = yield from self._alone(seq, value)
+        else:
+            self._prev = (record.digest,)
+        if record is not None:
+            yield from self._sound(txn, record, prev)
+        yield from self._times(txn, seq, record)
+
+    def _alone(self, seq: int, value: bytes) -> Generator[Finding, None, Record | None]:
+        """The record in a value, if it is sound in itself; and what the next one may link to."""
+        self._prev = ()
         try:
             digest, text = split(value, seq)
         except JournalDamaged as error:
             yield Finding("codec", seq, error.message)
-        else:
-            actual = text_digest(text)
-            self._prev = (
-                digest,
-                actual,
-            )  # differ: text or digest is damaged, and the next record links to the sound one
-            if actual != digest:
-                yield Finding("modified", seq, f"record `{seq}` does not have the digest `{digest}` it was stored with")
-            else:
-                try:
-                    record = parse(text, seq)
-                except JournalError as error:
-                    yield Finding("codec", seq, error.message)
-        if record is not None and record.seq != seq:
+            return None
+        actual = text_digest(text)
+        self._prev = (digest, actual)  # differ: text or digest is damaged, and the next record links to the sound one
+        if actual != digest:
+            yield Finding("modified", seq, f"record `{seq}` does not have the digest `{digest}` it was stored with")
+            return None
+        try:
+            record = parse(text, seq)
+        except JournalError as error:
+            yield Finding("codec", seq, error.message)
+            return None
+        if record.seq != seq:
             yield Finding("reordered", seq, f"record `{record.seq}` is in the place of record `{seq}`")
             self._prev = ()
-            record = None
-        if record is not None:
-            yield from self._sound(txn, record, prev)
-        yield from self._times(txn, seq, record)
+            return None
+        return record
 
     def _sound(self, txn: Txn, record: Record, prev: tuple[str, ...]) -> Iterator[Finding]:
         """What a record says of others."""
@@ -305,6 +311,15 @@ class _Block:
         if self._walls is None or self._walls == (least, greatest):
             return True
         return not self._exact and least <= self._walls[0] and self._walls[1] <= greatest
+
+
+def _checked(items: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[int, bytes, Record | None]]:
+    """Seq, value and record of rows of the table `records`; None where a record must be looked at alone."""
+    while piece := list(islice(items, TOGETHER)):
+        seqs = [int.from_bytes(key, "big") for key, _ in piece]
+        values = [value for _, value in piece]
+        sound: Sequence[Record | None] = unseal_sound(values, seqs) or [None] * len(piece)
+        yield from zip(seqs, values, sound, strict=True)
 
 
 def _next_gap(txn: Txn, tables: Tables, seq: int) -> Gap | None:
