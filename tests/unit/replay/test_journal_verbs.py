@@ -315,7 +315,7 @@ def test_following_prints_what_comes(path: Path, tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import sys; from kata_fsm.cli.main import main; main(sys.argv[1:])",
+            code,
             "journal",
             "tail",
             "-f",
