@@ -6,7 +6,7 @@ text, and the text holds the digest of the record before it. The text is never r
 stored. `kind` and `type` are free words here, so a reader shows those of a later version as they are. See FORMAT.md.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -150,11 +150,11 @@ def unseal(value: bytes, seq: int) -> Record:
     return record
 
 
-def unseal_each(values: Sequence[bytes], seqs: Sequence[int]) -> Iterator[Record]:
-    """The records stored under `seqs`, each checked and refused as by `unseal`, when it is its turn."""
+def unsealed(values: Sequence[bytes], seqs: Sequence[int]) -> Iterator[Iterable[Record]]:
+    """The records stored under `seqs`, a few dozen at a time; each is checked and refused as by `unseal` by its turn."""
     for at in range(0, len(values), TOGETHER):
         some, places = values[at : at + TOGETHER], seqs[at : at + TOGETHER]
-        yield from unseal_sound(some, places) or map(unseal, some, places)
+        yield unseal_sound(some, places) or map(unseal, some, places)
 
 
 def unseal_sound(values: Sequence[bytes], seqs: Sequence[int]) -> list[Record]:
