@@ -84,11 +84,14 @@ def _steps(kit: Kit, runs: int, steps: list[Step], report: Report) -> None:
     for name in took:
         if name not in ("file", "journal"):
             report.notes.append(f"durable step, {name} / plain file: {ratio(took[name], took['file']):.2f} times")
+    twice = ratio(took["journal"], took["file, two flushes"])
+    report.notes.append(
+        f"LMDB flushes its pages and then the page that names them: no journal over it is faster than a file with two "
+        f"flushes, of which ours takes {twice:.2f} times"
+    )
     records = statistics.mean(len(step.records) for step in steps)
     size = statistics.mean(len(step.all_bytes) for step in steps)
-    report.notes.append(
-        f"a step has {records:.1f} records and {size:.0f} bytes; LMDB commits with two flushes, a file with one"
-    )
+    report.notes.append(f"a step has {records:.1f} records and {size:.0f} bytes")
 
 
 def _writers(kit: Kit, runs: int, steps: list[Step], report: Report) -> None:
@@ -206,5 +209,6 @@ def _reading(journal: Journal, runs: int, report: Report) -> None:
     ]
     size = statistics.mean(len(journal.get_text(seq) or b"") + 65 for seq in range(1, 1000))
     report.notes.append(
-        f"reading is {ratio(read_rate, floor):.2f} of what cursor, SHA-256 and decoder alone reach on {size:.0f} bytes each"
+        f"reading cannot be faster than LMDB's cursor, SHA-256 and the decoder are on {size:.0f} bytes each: "
+        f"{floor.median:.0f} k/s here, of which it reaches {ratio(read_rate, floor):.2f}"
     )
