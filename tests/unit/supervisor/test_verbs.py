@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -358,6 +359,20 @@ async def test_a_shim_that_was_named_is_not_waited_for(house: House, peer: Agent
     assert await shim.exit_code() == 1
     asked = [record.body for record in records(house.journal) if record.kind == "command"]
     assert not [body for body in asked if f"{BOX}/x2".encode() in bytes(body) and b"attach" in bytes(body)]
+
+
+async def test_a_named_shim_that_never_comes_holds_nothing_up(house: House, peer: AgentPeer) -> None:
+    """It is as if it had been killed later: what its process writes is dropped, and the process ends."""
+    await house.run()
+    with subprocess.Popen(["/bin/sleep", "1000"]) as dead:
+        shim = ShimPeer(house.paths, process="x2", pid=dead.pid)
+        named = {name: shim.hello()[name] for name in ("pid", "start_ticks")}
+        assert (await house.ask(**exec_request(), exec_id="x2", shim=named))["pid"] == dead.pid
+        dead.kill()
+    peer.process(BOX, "x2").write(b"for nobody")
+    peer.process(BOX, "x2").finish(code=3)
+    await house.until("process", process.CLOSED, f"{BOX}/x2")
+    assert house.runtime.pod.unit("process", f"{BOX}/x2").facts["exit_code"] == 3
 
 
 async def test_a_shim_that_is_not_there_cannot_be_named(house: House) -> None:
