@@ -9,6 +9,9 @@ a damaged file must pass here before anything walks it. Two readers look at it:
 - what that leaves out, below: nodes fill their page without gap or overlap, keys lie between the keys of the branch
   above, flags are those of our tables, and a meta page is as old as the last transaction in its list of free pages
 
+`lmdb.verify` takes a value on pages of its own that was put twice in one transaction, and shorter the second time, for
+damage, since LMDB keeps the pages it does not need any more. So no transaction of ours puts a large value twice.
+
 The last is how an older state that poses as the newest is seen: transaction N lists what it freed under N.
 
 Nobody may write to what is looked at. `audit` arranges that without stopping writers: a read transaction keeps every
