@@ -41,8 +41,8 @@ def _ops(*names: str, **numbers: st.SearchStrategy[int]) -> st.SearchStrategy[Op
 
 
 _progress = _ops("done", n=_small) | st.just(("settle",)) | _ops("attach", n=_small)
-_trouble = _ops("failed", n=_small) | _ops("vm_died", "agent_lost", "share_died", "rebooted", "crash") | _ops(
-    "late", n=_small
+_trouble = (
+    _ops("failed", n=_small) | _ops("vm_died", "agent_lost", "share_died", "rebooted", "crash") | _ops("late", n=_small)
 )
 _ask = _ops("add", "start", "exec", "pause", "resume", "kill", "update", c=_container)
 _end = _ops("delete", "force", c=_container)
