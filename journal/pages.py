@@ -84,7 +84,12 @@ class Pages:
         """The nodes of a tree page. Raises Unreadable."""
         page = self.page(number)
         flags, lower = _int(page, 10, 2), _int(page, 12, 2)
-        if flags not in (BRANCH, LEAF) or _int(page, 0, 8) != number or lower % 2 or not HEADER_BYTES <= lower <= len(page):
+        if (
+            flags not in (BRANCH, LEAF)
+            or _int(page, 0, 8) != number
+            or lower % 2
+            or not HEADER_BYTES <= lower <= len(page)
+        ):
             raise Unreadable(f"page `{number}` is no page of a tree")
         return [_node(page, _int(page, at, 2), flags == LEAF) for at in range(HEADER_BYTES, lower - 1, 2)]
 

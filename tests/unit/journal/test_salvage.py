@@ -189,6 +189,25 @@ def test_what_was_pruned_may_be_found_and_is_genuine(path: str, put: Callable[..
         before = {record.seq: record.digest for record in journal.read()}
         journal.prune([Cut("gone", 2)], stamp=STAMP)
     found = salvage(path)
-    assert found.head_found
+    assert found.complete
     assert {record.seq for record in found.records} >= {3, 4}
     assert all(before.get(record.seq, record.digest) == record.digest for record in found.records)
+
+
+def test_what_was_pruned_and_is_gone_is_not_missing(path: str, put: Callable[..., object]) -> None:
+    from journal.prune import Cut
+
+    with Journal.open(path, sync=False) as journal:
+        put(journal, "gone", "one", "two")
+        put(journal, "kept", "three")
+        journal.prune([Cut("gone", 2)], stamp=STAMP)
+        for _ in range(20):
+            put(journal, "kept", *["four"] * 10)
+    stored = _stored(path)
+    data = Path(path, "data.mdb").read_bytes()
+    # what is left of them in pages that nobody used again
+    Path(path, "data.mdb").write_bytes(data.replace(b'"stream":"gone","rev"', b'"stream":"g##e","rev"'))
+    found = salvage(path)
+    assert dict(found.values()) == stored
+    assert (found.complete, found.missing, found.pruned) == (True, [], [(1, 2)])
+    assert "pruned: 1 to 2" in found.report()
