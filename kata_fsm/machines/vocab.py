@@ -124,12 +124,14 @@ class Resume(msgspec.Struct, frozen=True, tag_field="do", tag="resume"):
     container: str
 
 
-class Exec(msgspec.Struct, frozen=True, tag_field="do", tag="exec"):
-    """Declare an additional process `process` (`container/eN`). `config`: terminal, redacted arguments, file of the rest."""
+class Exec(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="do", tag="exec"):
+    """Declare an additional process `process` (`container/eN`). `config`: terminal, redacted arguments, file of the rest.
+    `shim`, when its caller has started one already, is as in `AttachShim`, which it then includes."""
 
     container: str
     process: str
     config: Facts
+    shim: Facts = {}
 
 
 class Kill(msgspec.Struct, frozen=True, tag_field="do", tag="kill"):
