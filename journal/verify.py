@@ -115,6 +115,8 @@ def _records(env: Env, from_seq: int, to_seq: int | None, public_keys: frozenset
         yield _missing(last.seq + 1, tip.seq)
     if judged is not None:
         yield judged
+    if identity is None and tip.seq and tables.times is not None:
+        yield Finding("head", 1, "the journal's identity is not kept")
     if whole and judged is None:
         with env.read() as txn:
             findings = [*walk.tip_findings(tip), *_time_entries(txn, tables, tip)]
