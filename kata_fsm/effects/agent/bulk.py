@@ -87,14 +87,17 @@ class Bulk:
     async def fill(self, first: bytes, source: trio.socket.SocketType, left: int) -> bool:
         """Take `first`, and `left` bytes from the socket; False when that ended before. Raises OSError."""
         self._filling = 0
-        if not self._pipes:
-            self._pipes.append(_Pipe())
-        pipe = self._pipes[0]
-        pipe.held = os.write(pipe.writer, first)
-        self._rest += first[pipe.held :]
+        if self._has_pipe():
+            pipe = self._pipes[0]
+            pipe.held = os.write(pipe.writer, first)
+            first = first[pipe.held :]
+        self._rest += first
         while left:
             await trio.lowlevel.wait_readable(source)
-            count = self._take(source.fileno(), left)
+            try:
+                count = self._take(source.fileno(), left)
+            except BlockingIOError:
+                continue
             if not count:
                 return False
             left -= count
@@ -102,22 +105,29 @@ class Bulk:
 
     def _take(self, source: int, left: int) -> int:
         """What there is, at most `left` bytes; 0 at the end of the connection."""
-        while not self._rest:
+        while not self._rest and self._has_pipe():
             pipe = self._pipes[self._filling]
             try:
                 count = os.splice(source, pipe.writer, left, flags=_FLAGS)
             except OSError:  # it is full, or this kind of socket cannot do it
-                if self._filling == _PIPES_MAX - 1 or not pipe.held:
+                if not pipe.held:
                     break
                 self._filling += 1
-                if self._filling == len(self._pipes):
-                    self._pipes.append(_Pipe())
             else:
                 pipe.held += count
                 return count
         data = os.read(source, min(left, _RECEIVE_BYTES))
         self._rest += data
         return len(data)
+
+    def _has_pipe(self) -> bool:
+        """Whether there is the pipe that is to be filled now, made if it may be."""
+        if self._filling == len(self._pipes) < _PIPES_MAX:
+            try:
+                self._pipes.append(_Pipe())
+            except OSError:
+                pass  # out of descriptors: the rest goes through our memory
+        return self._filling < len(self._pipes)
 
     async def pour(self, target: trio.lowlevel.FdStream) -> None:
         """Write all of it. Raises `trio.BrokenResourceError` and `trio.ClosedResourceError`."""

@@ -80,6 +80,18 @@ async def test_data_that_nobody_takes_hold_up_nobody(client: AgentClient, peer: 
         assert await poured(held) == pattern(3 << 20)
 
 
+async def test_without_descriptors_the_data_come_through_memory(
+    client: AgentClient, peer: AgentPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "_PIPES_MAX", 0)
+    answering(peer, pattern(1 << 20))
+    peer.chunk = 10_000
+    held = Bulk()
+    await client.call(EXTENSION, "ReadStream", read("box"), into=held)
+    assert held.size == 1 << 20
+    assert await poured(held) == pattern(1 << 20)
+
+
 async def test_what_holds_data_already_is_not_filled_again(client: AgentClient, peer: AgentPeer) -> None:
     answering(peer, pattern(1 << 20))
     held = Bulk()
