@@ -80,6 +80,7 @@ class Paths:
         self.virtiofsd_pid = self.base + "/virtiofsd.pid"
         self.netns = self.base + "/netns"
         self.shared = self.base + "/shared"
+        self.specs = self.base + "/specs"
         self.console_log = self.logs + "/console.log"
         self.qemu_log = self.logs + "/qemu.log"
         self.virtiofsd_log = self.logs + "/virtiofsd.log"
