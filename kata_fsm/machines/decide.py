@@ -17,6 +17,7 @@ from kata_fsm.machines import agent, container, coupling, process, sandbox, shar
 from kata_fsm.machines.intents import intent_of
 from kata_fsm.machines.pod import TABLES, Pod, container_of, evolve, init_of
 from kata_fsm.machines.vocab import (
+    CLEAN_ENDINGS,
     EXIT_UNKNOWN,
     AbandonProcess,
     AgentLost,
@@ -39,6 +40,7 @@ from kata_fsm.machines.vocab import (
     Moved,
     Pause,
     ProcessExited,
+    ResolveSandbox,
     Resume,
     ShareDied,
     Start,
@@ -262,6 +264,22 @@ def _stop_sandbox(draw: _Draw, command: StopSandbox) -> None:
     _retry_stuck(draw)
 
 
+def _resolve_sandbox(draw: _Draw, command: ResolveSandbox) -> None:
+    """Everything is tried once more; the coupling table gives up what fails again."""
+    facts: Facts = {"resolved": command.reason}
+    live = draw.pod.sandbox.state in sandbox.LIVE
+    if live:
+        facts["force"] = True
+    known = draw.pod.sandbox.facts.get("cause")
+    if known is None or known.get("kind") in CLEAN_ENDINGS:  # what nobody wanted stays the cause
+        facts["cause"] = _plain(Cause("resolved", command.reason, {"before": known} if known else {}))
+    draw.fire("sandbox", "stop" if live else "resolve", facts=facts)
+    _retry_stuck(draw)
+    for subject, unit in list(draw.pod.containers.items()):
+        if unit.state == container.DEAD and unit.facts.get("discard_failed"):
+            draw.fire("container", "condemn", subject, {"discard_failed": False})
+
+
 def _abandon(draw: _Draw, command: AbandonProcess) -> None:
     state = draw.pod.unit("process", command.process).state
     if state != process.DECLARED or command.process == init_of(container_of(command.process)):
@@ -283,6 +301,7 @@ _COMMANDS: dict[type[Any], Any] = {
     Update: _update,
     Delete: _delete,
     StopSandbox: _stop_sandbox,
+    ResolveSandbox: _resolve_sandbox,
     AbandonProcess: _abandon,
 }
 

@@ -30,6 +30,7 @@ CAUSES: dict[str, str] = {
     "guest_oom": "the guest kernel's OOM killer ended the process",
     "workload_exited": "the sandbox container ended, and with it the sandbox",
     "operator": "somebody asked for it",
+    "resolved": "somebody forced its end by `recover resolve`",
     "vm_killed": "the virtual machine monitor was ended from outside",
     "vm_exited": "the virtual machine monitor ended by itself",
     "guest_panic": "the guest kernel panicked",
@@ -159,6 +160,12 @@ class StopSandbox(msgspec.Struct, frozen=True, tag_field="do", tag="stop_sandbox
     force: bool = False
 
 
+class ResolveSandbox(msgspec.Struct, frozen=True, tag_field="do", tag="resolve_sandbox"):
+    """Force the pod to its end, as `failed`, for a `reason` that somebody gave. What cannot be released is given up."""
+
+    reason: str
+
+
 class AbandonProcess(msgspec.Struct, frozen=True, tag_field="do", tag="abandon_process"):
     """The caller of an exec went away before a shim attached."""
 
@@ -178,6 +185,7 @@ Command = (
     | Delete
     | Update
     | StopSandbox
+    | ResolveSandbox
     | AbandonProcess
 )
 
