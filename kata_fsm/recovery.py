@@ -19,13 +19,24 @@ import traceback
 from journal import Journal, JournalError, NewRecord, Stamp
 from kata_fsm.effects.process import Identity, alive
 from kata_fsm.limits import SUPERVISOR_FAILURE_RECORDS, SUPERVISOR_FAILURES_MAX, SUPERVISOR_FAILURES_S
-from kata_fsm.machines import Cause, Pod, sandbox, share, vm
-from kata_fsm.machines.vocab import HostRebooted, Observation, ShareDied, StopSandbox, VmDied
+from kata_fsm.machines import Cause, Pod, container, sandbox, share, vm
+from kata_fsm.machines.vocab import Command, Delete, HostRebooted, Observation, ShareDied, StopSandbox, VmDied
 from kata_fsm.runtime import Runtime
 from kata_fsm.world import World
 
 FAILED = "supervisor_failed"
 _NOTE_CHARS_MAX = 8192
+
+
+def journal_owner(world: World) -> tuple[str, Stamp] | None:
+    """Who writes the journal, as `Journal.open` wants it; None on a host that has nothing to tell it from others."""
+    host = world.host_id()
+    return (host, stamp_of(world)) if host else None
+
+
+def stamp_of(world: World) -> Stamp:
+    """Now, for a record."""
+    return Stamp(wall_ns=world.wall_ns(), mono_ns=world.mono_ns(), boot_id=world.boot_id())
 
 
 def process_of(facts: dict[str, object]) -> Identity | None:
@@ -51,16 +62,40 @@ def observe(pod: Pod, world: World, last_boot: str) -> list[Observation]:
     return seen
 
 
+def stuck(pod: Pod) -> list[tuple[str, str]]:
+    """Every clean-up that has failed and is waited for: (of what, why)."""
+    found = []
+    for machine, subject, unit in pod.units():
+        if unit.state == "stuck" or (unit.state == container.DEAD and unit.facts.get("discard_failed")):
+            why = (unit.facts.get("error") or {}).get("message") or "it failed"
+            found.append((f"{machine} `{subject}`" if subject else machine, str(why)))
+    return found
+
+
+def retries(pod: Pod, reason: str) -> list[Command]:
+    """The commands that make every failed clean-up be tried again."""
+    if not stuck(pod):
+        return []
+    if pod.sandbox.state in sandbox.LIVE:
+        return [StopSandbox(Cause("operator", reason))]
+    failed = [subject for subject, unit in pod.containers.items() if unit.facts.get("discard_failed")]
+    return [Delete(subject, pod.containers[subject].facts.get("condemned") == "force") for subject in failed]
+
+
+def expiry(pod: Pod) -> list[Command]:
+    """The commands that free what a former boot of the host left: no engine knows of its containers any more."""
+    return [Delete(subject, force=True) for subject, unit in pod.containers.items() if unit.state != container.DELETED]
+
+
 def note_failure(journal: Journal, stream: str, world: World, error: BaseException) -> None:
     """Leave a note of what a supervisor of `stream` failed of, if there is anything to supervise. Never raises."""
     trace = "".join(traceback.format_exception(error))
     text = f"{type(error).__name__}: {error}"
     body = {name: _recordable(value) for name, value in (("error", text), ("traceback", trace))}
-    stamp = Stamp(wall_ns=world.wall_ns(), mono_ns=world.mono_ns(), boot_id=world.boot_id())
     try:
         rev = journal.rev(stream)
         if rev:
-            journal.append(stream, [NewRecord("note", FAILED, body)], stamp=stamp, expected_rev=rev)
+            journal.append(stream, [NewRecord("note", FAILED, body)], stamp=stamp_of(world), expected_rev=rev)
     except JournalError as reason:
         print(f"supervisor: its failure cannot be noted: {reason}", file=sys.stderr)
 

@@ -64,6 +64,14 @@ def load(journal: Journal, stream: str) -> tuple[Pod, int, str]:
     return pod, rev, boot
 
 
+def load_born(journal: Journal, stream: str) -> str:
+    """The boot id under which the sandbox of `stream` was made; empty if it has no event yet."""
+    for record in journal.read_stream(stream):
+        if record.kind == "event":
+            return record.boot_id
+    return ""
+
+
 class _Waiter:
     """Somebody who waits for a pod that satisfies `condition`. It is asked at every step, so that none is missed."""
 

@@ -79,6 +79,7 @@ def _lock(paths: Paths) -> int | None:
                 return None
         else:
             if _is_at(fd, paths.supervisor_lock):
+                _name_journal(fd)
                 return fd
             os.close(fd)  # its last holder removed it together with the sandbox
             continue
@@ -90,6 +91,15 @@ def _lock(paths: Paths) -> int | None:
 def _open_lock(path: str) -> int:
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _name_journal(fd: int) -> None:
+    """Say in the lock file whose sandbox it is, for those who find it in a run directory that several journals share."""
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, os.fsencode(os.path.abspath(journal_dir())), 0)
+    except OSError:
+        pass  # a full disk: a sandbox that can be taken down all the same
 
 
 def _is_at(fd: int, path: str) -> bool:
@@ -259,12 +269,12 @@ def main(argv: list[str]) -> int:
         if options.is_new:
             _require_space(paths)
         _raise_file_limit()
-        with Journal.open(journal_dir(), lock_timeout_s=limits.JOURNAL_LOCK_S) as journal:
+        from kata_fsm.recovery import journal_owner, note_failure
+
+        with Journal.open(journal_dir(), lock_timeout_s=limits.JOURNAL_LOCK_S, owner=journal_owner(WORLD)) as journal:
             try:
                 trio.run(Supervisor(options).run, journal)
             except Exception as error:
-                from kata_fsm.recovery import note_failure
-
                 note_failure(journal, options.stream, WORLD, _first(error))
                 raise
     except (KataFsmError, JournalError, OSError) as error:

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`recover`: what is left over, and what will be done about it.
+
+recover [SUBJECT | --all]          believed, observed, steps of every sandbox that needs it, and orphans; changes nothing
+recover --apply [--reason TEXT]    do it; orphans are only removed with `--orphans kill`
+recover --check                    say nothing; exit 9 when something is pending
+recover resolve SUBJECT --to failed --reason TEXT      force one sandbox to its end
+recover remove UID|PID --reason TEXT                   remove one orphan
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from kata_fsm.errors import EXIT_FAILED, EXIT_PENDING, CallerError, NotFoundError, UsageError, WorldError
+from kata_fsm.replay.arguments import Parser, put
+
+if TYPE_CHECKING:
+    from kata_fsm.cli.context import Context
+    from kata_fsm.cli.orphans import Removal
+    from kata_fsm.cli.recovering import Outcome
+    from kata_fsm.survey.orphans import Orphan
+    from kata_fsm.survey.plan import Plan
+    from kata_fsm.survey.surveying import Survey
+
+SCHEMA = "kata-fsm.recover/1"
+REASON = "recover --apply"
+TRACES_SHOWN = 3  # of each kind
+ONLY = ("leaks", "stuck", "unknown")
+ONLY_HELP = "leaks: orphans; stuck: failed clean-ups; unknown: sandboxes that nobody supervises. May be repeated"
+
+
+def run(context: Context, argv: list[str]) -> int:
+    """Plan, or do what the command line asks for."""
+    verb = argv[0] if argv and argv[0] in _VERBS else ""
+    return _VERBS[verb](context, argv[1:]) if verb else _recover(context, argv)
+
+
+def _options(argv: list[str]) -> argparse.Namespace:
+    about = "Say what is left over and what would be done about it. Also: recover resolve, recover remove."
+    options = Parser(prog="kata-fsm recover", description=about, allow_abbrev=False)
+    add = options.add_argument
+    add("subject", nargs="?", metavar="SUBJECT", help="a sandbox's or container's id, or a uid (default: all)")
+    add("--all", action="store_true", help="every sandbox and orphan of this host, whatever its --root (the default)")
+    add("--apply", action="store_true", help="do it")
+    add("--check", action="store_true", help="print nothing; exit 9 when something is pending")
+    add("--reason", default=REASON, metavar="TEXT", help="why; recorded")
+    add(
+        "--orphans", choices=("keep", "kill"), default="keep", help="kill: with --apply, remove orphans (default: keep)"
+    )
+    add("--only", action="append", choices=ONLY, default=[], help=ONLY_HELP)
+    add("--json", action="store_true", help="one JSON object")
+    given = options.parse_args(argv)
+    if given.apply and given.check:
+        options.error("--apply and --check exclude each other")
+    if given.subject and given.all:
+        options.error("SUBJECT and --all exclude each other")
+    return given
+
+
+def _recover(context: Context, argv: list[str]) -> int:
+    given = _options(argv)
+    found = _survey()
+    plans, orphans = _chosen(found, given)
+    if given.check:
+        return EXIT_PENDING if plans or orphans else 0
+    outcomes: list[Outcome] = []
+    removals: list[Removal] = []
+    if given.apply:
+        from kata_fsm.cli import orphans as taking
+        from kata_fsm.cli.recovering import recover_all
+
+        outcomes = recover_all(context, plans, given.reason)
+        removals = taking.take_away(context, orphans, given.reason) if given.orphans == "kill" else []
+    if given.json:
+        put([_document(found, plans, orphans, outcomes, removals)])
+    else:
+        put(_lines(found, plans, orphans, outcomes, removals, applied=given.apply))
+    failed = not all(outcome.ok for outcome in outcomes) or any(removal.left for removal in removals)
+    return EXIT_FAILED if failed else 0
+
+
+def _survey() -> Survey:
+    from kata_fsm.replay.reading import map_errors
+    from kata_fsm.survey.surveying import survey
+    from kata_fsm.world import WORLD, journal_dir
+
+    with map_errors():
+        found = survey(WORLD, WORLD.host_id())
+    if found.foreign:
+        raise WorldError(
+            f"journal `{journal_dir()}` belongs to `{found.foreign}`, and this is `{WORLD.host_id()}`",
+            hint="it can be replayed; `kata-fsm journal adopt` takes it over",
+        )
+    return found
+
+
+def _chosen(found: Survey, given: argparse.Namespace) -> tuple[list[Plan], list[Orphan]]:
+    """The plans with something to do and the orphans that are meant."""
+    from kata_fsm.survey.plan import STUCK, UNKNOWN_KINDS
+
+    plans, orphans = [plan for plan in found.plans if plan.pending], list(found.orphans)
+    if given.subject:
+        stream, uid = _meant(found, given.subject)
+        plans = [plan for plan in plans if plan.stream == stream]
+        orphans = [orphan for orphan in orphans if orphan.uid == uid]
+    if given.only:
+        wanted = (UNKNOWN_KINDS if "unknown" in given.only else frozenset()) | ({STUCK} & _named(given.only))
+        plans = [plan for plan in plans if plan.kind in wanted]
+        orphans = orphans if "leaks" in given.only else []
+    return plans, orphans
+
+
+def _named(only: list[str]) -> set[str]:
+    from kata_fsm.survey.plan import STUCK
+
+    return {STUCK} if "stuck" in only else set()
+
+
+def _meant(found: Survey, subject: str) -> tuple[str, str]:
+    """(stream, uid) of a subject: an orphan's uid, or whatever `replay` takes."""
+    for orphan in found.orphans:
+        if subject == orphan.uid:
+            return "", orphan.uid
+    if found.missing:
+        raise NotFoundError(f"there is neither a journal nor an orphan `{subject}`")
+    from kata_fsm.replay.reading import open_journal
+    from kata_fsm.replay.subject import resolve, split_stream
+
+    with open_journal() as journal:
+        stream = resolve(journal, subject).stream
+    return stream, split_stream(stream)[1]
+
+
+# --- resolve, remove --------------------------------------------------------------------------------------------------
+
+
+def _reasoned(prog: str, about: str) -> Parser:
+    options = Parser(prog=f"kata-fsm {prog}", description=about, allow_abbrev=False)
+    options.add_argument("subject", metavar="SUBJECT")
+    options.add_argument("--reason", required=True, metavar="TEXT", help="why; recorded")
+    return options
+
+
+def _reason(text: str) -> str:
+    if not text.strip():
+        raise UsageError("--reason is empty: say why, it is recorded")
+    return text
+
+
+def _resolve(context: Context, argv: list[str]) -> int:
+    options = _reasoned("recover resolve", "Force a sandbox to its end. What cannot be released is given up, and told.")
+    options.add_argument("--to", required=True, choices=("failed",), help="the state that it ends in")
+    given = options.parse_args(argv)
+    reason = _reason(given.reason)
+    found = _survey()
+    stream, _ = _meant(found, given.subject)
+    plan = next((plan for plan in found.plans if plan.stream == stream), None)
+    if plan is None:
+        raise CallerError(f"sandbox `{given.subject}` has been deleted: there is nothing to resolve")
+    from kata_fsm.cli.recovering import resolve
+
+    outcome = resolve(context, plan, reason)
+    put(_outcome_lines(plan, outcome))
+    return 0 if outcome.ok else EXIT_FAILED
+
+
+def _remove(context: Context, argv: list[str]) -> int:
+    options = _reasoned("recover remove", "Remove one orphan, named by its uid or by the pid of one of its processes.")
+    given = options.parse_args(argv)
+    reason = _reason(given.reason)
+    found = _survey()
+    orphan = next((each for each in found.orphans if given.subject in _names(each)), None)
+    if orphan is None:
+        raise NotFoundError(f"there is no orphan `{given.subject}`", hint="`kata-fsm recover` lists them")
+    from kata_fsm.cli.orphans import take_away
+
+    (removal,) = take_away(context, [orphan], reason)
+    put(_removal_lines(removal))
+    return EXIT_FAILED if removal.left else 0
+
+
+def _names(orphan: Orphan) -> set[str]:
+    return {orphan.uid, *(str(trace.identity.pid) for trace in orphan.traces if trace.identity is not None)}
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def _lines(
+    found: Survey,
+    plans: list[Plan],
+    orphans: list[Orphan],
+    outcomes: list[Outcome],
+    removals: list[Removal],
+    *,
+    applied: bool,
+) -> Iterator[str]:
+    from kata_fsm.replay.escape import harmless
+
+    if found.missing:
+        yield "there is no journal: nothing is known of any sandbox"
+    by_stream = {outcome.stream: outcome for outcome in outcomes}
+    removed = {removal.orphan.uid: removal for removal in removals}
+    for plan in plans:
+        yield from map(harmless, _plan_lines(plan))
+        if plan.stream in by_stream:
+            yield from map(harmless, _outcome_lines(plan, by_stream[plan.stream]))
+    for orphan in orphans:
+        yield from map(harmless, _orphan_lines(orphan))
+        if orphan.uid in removed:
+            yield from map(harmless, _removal_lines(removed[orphan.uid]))
+    yield _sum(found, plans, orphans, removals, applied=applied)
+
+
+def _plan_lines(plan: Plan) -> Iterator[str]:
+    yield f"{plan.sandbox or plan.stream}  ({plan.uid}, {plan.kind})"
+    yield f"  believed  {plan.believed}"
+    yield f"  observed  {plan.observed}"
+    yield f"  steps     {' → '.join([*plan.steps, *([plan.ends] if plan.ends else [])])}"
+
+
+def _outcome_lines(plan: Plan, outcome: Outcome) -> Iterator[str]:
+    for line in outcome.said:
+        yield f"  {line}"
+    if outcome.ok:
+        yield f"  done      sandbox `{plan.sandbox}` is `{outcome.state}`"
+    else:
+        yield f"  failed    {outcome.error}" + (f" ({outcome.hint})" if outcome.hint else "")
+
+
+def _orphan_lines(orphan: Orphan) -> Iterator[str]:
+    yield f"orphan {orphan.uid}" + (f" ({orphan.name})" if orphan.name else "") + f": {orphan.why}"
+    kinds: dict[str, list[str]] = {}
+    for trace in orphan.traces:
+        kinds.setdefault(trace.kind, []).append(trace.describe())
+    for told in kinds.values():  # a container has a cgroup in each of a dozen hierarchies: --json has them all
+        yield from (f"  {text}" for text in told[:TRACES_SHOWN])
+        if len(told) > TRACES_SHOWN:
+            yield f"  … and {len(told) - TRACES_SHOWN} more"
+
+
+def _removal_lines(removal: Removal) -> Iterator[str]:
+    for left in removal.left:
+        yield f"  stays     {left.what}: {left.why} ({left.hint})"
+    if not removal.left:
+        yield f"  removed   all of orphan {removal.orphan.uid}"
+    if removal.unrecorded:
+        yield f"  warning   the journal does not tell of it: {removal.unrecorded}"
+
+
+def _sum(found: Survey, plans: list[Plan], orphans: list[Orphan], removals: list[Removal], *, applied: bool) -> str:
+    if not plans and not orphans:
+        return f"{_many(len(found.plans), 'sandbox', 'sandboxes')} looked at: nothing to do"
+    steps = sum(len(plan.steps) for plan in plans)
+    parts = [_many(len(plans), "sandbox", "sandboxes"), _many(steps, "step"), _many(len(orphans), "orphan")]
+    told = ", ".join(parts) + "."
+    keeps = bool(orphans) and len(removals) < len(orphans)
+    how = " Orphans are removed by `--apply --orphans kill`, or one by one by `recover remove UID`." if keeps else ""
+    return told + ("" if applied else " Nothing was changed. Run with --apply.") + how
+
+
+def _many(number: int, one: str, more: str = "") -> str:
+    return f"{number} {one if number == 1 else more or one + 's'}"
+
+
+def _document(
+    found: Survey, plans: list[Plan], orphans: list[Orphan], outcomes: list[Outcome], removals: list[Removal]
+) -> str:
+    import msgspec
+
+    from kata_fsm.replay.jsonout import dumps
+
+    plain: Any = msgspec.to_builtins
+    done = {outcome.stream: plain(outcome) for outcome in outcomes}
+    removed = {removal.orphan.uid: plain(removal.left) for removal in removals}
+    return dumps(
+        {
+            "schema": SCHEMA,
+            "journal": not found.missing,
+            "looked_at": len(found.plans),
+            "sandboxes": [{**plain(plan), "outcome": done.get(plan.stream)} for plan in plans],
+            "orphans": [
+                {**plain(orphan), "removed": orphan.uid in removed, "left": removed.get(orphan.uid)}
+                for orphan in orphans
+            ],
+        },
+        indent=2,
+    )
+
+
+_VERBS = {"resolve": _resolve, "remove": _remove}
