@@ -120,3 +120,5 @@ RECOVER_RETRY_S = 1.0
 # A sandbox's directory stands for an instant before its supervisor does.
 ORPHAN_DIRECTORY_AGE_S = 10.0
 ORPHAN_UNMOUNT_S = 10.0  # unmounting a file system whose server is gone never ends
+# Lines of the kernel's log about one process that are kept as evidence.
+KERNEL_LOG_LINES_MAX = 5

@@ -17,14 +17,16 @@ import sys
 import traceback
 
 from journal import Journal, JournalError, NewRecord, Stamp
+from kata_fsm.effects.hypervisor import watch
 from kata_fsm.effects.process import Identity, alive
 from kata_fsm.limits import SUPERVISOR_FAILURE_RECORDS, SUPERVISOR_FAILURES_MAX, SUPERVISOR_FAILURES_S
 from kata_fsm.machines import Cause, Pod, container, sandbox, share, vm
 from kata_fsm.machines.vocab import Command, Delete, HostRebooted, Observation, ShareDied, StopSandbox, VmDied
 from kata_fsm.runtime import Runtime
-from kata_fsm.world import World
+from kata_fsm.world import Paths, World
 
 FAILED = "supervisor_failed"
+MISSED = "it ended while no supervisor was watching"
 _NOTE_CHARS_MAX = 8192
 
 
@@ -52,14 +54,32 @@ def observe(pod: Pod, world: World, last_boot: str) -> list[Observation]:
     if last_boot and last_boot != boot:
         return [HostRebooted(boot)]
     seen: list[Observation] = []
-    missed = "it ended while no supervisor was watching"
     monitor = process_of(pod.vm.facts)
     if pod.vm.state == vm.RUNNING and (monitor is None or not alive(monitor)):
-        seen.append(VmDied(Cause("vm_killed", f"the VMM is gone: {missed}", {"wait_status": "unknown"})))
+        seen.append(VmDied(_missed_end(pod, monitor)))
     daemon = process_of(pod.share.facts)
     if "died" in share.TABLE.legal(pod.share.state) and (daemon is None or not alive(daemon)):
-        seen.append(ShareDied(Cause("share_died", f"virtiofsd is gone: {missed}", {"wait_status": "unknown"})))
+        seen.append(ShareDied(Cause("virtiofsd_lost", f"virtiofsd is gone: {MISSED}", {"wait_status": "unknown"})))
     return seen
+
+
+def _missed_end(pod: Pod, monitor: Identity | None) -> Cause:
+    """How a VMM ended that was not watched. Its wait status is lost; what it and the kernel have written is not."""
+    message, evidence = f"the VMM is gone: {MISSED}", {"wait_status": "unknown"}
+    if monitor is None:
+        return Cause("unknown", "the record does not name the VMM's process", evidence)
+    found = watch.unwatched(Paths(str(pod.sandbox.facts.get("uid", ""))), monitor)
+    kind = str(found.pop("cause"))
+    if kind == "unknown":  # it did not end by our hand, and there is nothing else that it could have been ended by
+        return Cause(
+            "vm_killed",
+            message,
+            {
+                **found,
+                **evidence,
+            },
+        )
+    return Cause(kind, f"{found.pop('message')} ({MISSED})", {**found, **evidence})
 
 
 def stuck(pod: Pod) -> list[tuple[str, str]]:

@@ -170,7 +170,7 @@ def _from_agent(pod: Pod, _: str) -> Facts:
 
 
 def _from_share(pod: Pod, _: str) -> Facts:
-    return _cause_of(pod.share, "share_died", "the shared directory tree is gone")
+    return _cause_of(pod.share, "virtiofsd_lost", "the shared directory tree is gone")
 
 
 def _from_network(pod: Pod, _: str) -> Facts:

@@ -351,7 +351,7 @@ def _failure_facts(kind: str, known: Facts, outcome: EffectFailed) -> Facts:
     evidence = {"effect": kind, "phase": outcome.phase, **outcome.evidence}
     facts: Facts = {"error": {"message": outcome.message, **evidence}}
     if kind in _FAILURE_CAUSE and "cause" not in known:
-        cause = Cause(_FAILURE_CAUSE[kind], outcome.message, evidence)
+        cause = Cause("timeout" if outcome.evidence.get("timeout") else _FAILURE_CAUSE[kind], outcome.message, evidence)
         facts["cause"] = _plain(cause)
     if kind == "process.exec":
         facts["exit_code"] = EXIT_UNKNOWN
