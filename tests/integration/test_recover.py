@@ -272,7 +272,7 @@ def test_a_vmm_that_cannot_be_killed_is_told_and_blocks_nobody(kata: Kata, ice: 
     kata("delete", "c2")
     assert kata("list", "--quiet").stdout == ""
     (orphan,) = document(kata)["orphans"]  # nothing is forgotten
-    assert [trace["kind"] for trace in orphan["traces"]][0] == "qemu"
+    assert orphan["traces"][0]["kind"] == "qemu"
     assert "its sandbox is `deleted`" in orphan["why"]
     stays = kata("recover", "--apply", "--orphans", "kill", check=False)
     assert stays.returncode == 1
