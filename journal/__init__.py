@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from journal.prune import Cut
     from journal.reading import Gap, RecordSource, Snapshot, StreamInfo
     from journal.records import Head, Kind, NewRecord, Record, Stamp
-    from journal.verify import Finding
+    from journal.verify import Finding, verify_path
 
 _HOME = {
     "Bundle": "bundle",
@@ -76,6 +76,7 @@ _HOME = {
     "Record": "records",
     "Stamp": "records",
     "Finding": "verify",
+    "verify_path": "verify",
 }
 
 __all__ = [
@@ -109,6 +110,7 @@ __all__ = [
     "StreamInfo",
     "StreamMissing",
     "VersionConflict",
+    "verify_path",
 ]
 
 

@@ -14,6 +14,7 @@ Rules, each learnt from a failure of lmdb 3.0 with engine 0.9:
 - the reader table is a sparse file written through a map: on a full disk that is a SIGBUS too, so its space is
   reserved before LMDB sees it
 - an environment does not survive fork
+- a page that the file does not have is a SIGBUS when it is read: the file's length is checked before LMDB maps it
 - LMDB locks `lock.mdb` with POSIX record locks, which end when *any* descriptor of the file is closed: nothing else
   in this process may open that file
 """
@@ -77,6 +78,7 @@ class Env:
         with map_errors(path):
             if not layout.has_data(path):
                 raise missing(path)
+            check_whole(path)
             locked = not read_only or layout.lock_usable(path)
             if not read_only:
                 _reserve_readers(f"{path}/{layout.LMDB_LOCK_FILE}")
@@ -97,6 +99,7 @@ class Env:
                     os.set_inheritable(fd, False)
                 if locked:
                     self._env.reader_check()
+                self._page_bytes = self._env.stat()["psize"]
             except BaseException:
                 self._env.close()
                 raise
@@ -178,7 +181,9 @@ class Env:
                         txn = self._begin(write=True)
                         if txn is not None:
                             with txn:  # commits
-                                return work(txn)
+                                result = work(txn)
+                            self._extend()
+                            return result
                         adopt = True
                 except lmdb.MapFullError:
                     if 2 * seen > layout.MAP_BYTES_MAX:
@@ -201,6 +206,20 @@ class Env:
         except lmdb.ReadersFullError:
             self._env.reader_check()
             return self._env.begin(write=write)
+
+    def _extend(self) -> None:
+        """Make the file as long as it says it is, which costs no space.
+
+        LMDB leaves out trailing pages that a transaction took and gave back. Such a file is sound, but looks truncated
+        until its list of free pages has been read, which everybody who opens it would have to do.
+        """
+        data = f"{self.path}/{layout.DATA_FILE}"
+        promised = (self._env.info()["last_pgno"] + 1) * self._page_bytes
+        try:
+            if os.stat(data).st_size < promised:
+                os.truncate(data, promised)
+        except OSError:
+            pass  # the append is durable already; whoever opens the file will find out what is the matter
 
     def _map_bytes(self) -> int:
         return self._env.info()["map_size"]
@@ -249,6 +268,18 @@ class _Gate:
                 self._changed.notify_all()
 
 
+def check_whole(path: str) -> None:
+    """Raise JournalDamaged unless the data file is as long as it says. Raises OSError when it cannot be read."""
+    flaw = layout.flaw(path)
+    if flaw:
+        from journal.structure import lost_nothing
+
+        if not lost_nothing(path):
+            raise JournalDamaged(
+                f"journal `{path}` is damaged: {flaw}", hint="restore a copy, or salvage what can be read"
+            )
+
+
 def _descriptors(path: str) -> list[int]:
     """This process's descriptors of a file. (lmdb does not tell their numbers.)"""
     wanted = os.stat(path)
@@ -293,6 +324,10 @@ def translated(path: str, error: Exception) -> JournalError:
         return JournalDiskFull(
             f"no space for journal `{path}`: {error}", hint="free space and retry; what was written before is intact"
         )
+    if code == errno.EACCES and not _may_read(path):
+        return JournalError(
+            f"journal `{path}` may not be read: {error}", hint="be the user whose journal it is, or root"
+        )
     if isinstance(error, lmdb.ReadonlyError) or code in _NO_WRITING:
         return JournalReadOnly(f"journal `{path}` cannot be written: {error}", hint="open it with read_only=True")
     if code == errno.ENOENT:
@@ -317,6 +352,17 @@ def _looks_full(path: str) -> bool:
     except OSError:
         return False
     return disk.f_bavail * disk.f_frsize < layout.DISK_FULL_BYTES
+
+
+def _may_read(path: str) -> bool:
+    """Whether this user could read the data file, or would, were there one."""
+    try:
+        os.stat(f"{path}/{layout.DATA_FILE}")
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return os.access(f"{path}/{layout.DATA_FILE}", os.R_OK)
 
 
 def missing(path: str) -> JournalMissing:

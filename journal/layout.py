@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names, keys and limits of the stored layout (see FORMAT.md). Imports only `os`: `journal.peek` needs it as well."""
+"""Names, keys and limits of the stored layout (see FORMAT.md). Imports next to nothing: `journal.peek` needs it too."""
 
 import os
+import sys
 
 # Written under the key `format` of the table `meta`. The number grows when an older reader could misread the layout.
 FORMAT_MAGIC = b"hash-chained journal "
@@ -57,6 +58,14 @@ BATCH_RECORDS = 1000
 BATCH_BYTES = 4 << 20
 
 ZERO_DIGEST = "0" * 64
+
+# A meta page of LMDB, up to its last field.
+META_BYTES = 152
+META_MAGIC = 0xBEEFC0DE
+PAGE_BYTES_MIN, PAGE_BYTES_MAX = 256, 0x8000
+
+# A sound file may end before the last page it speaks of (see structure.py), by what one transaction took in vain.
+TAIL_PAGES_MAX = 1 << 20
 
 
 def seq_key(seq: int) -> bytes:
@@ -119,3 +128,37 @@ def has_data(path: str) -> bool:
         return os.stat(f"{path}/{DATA_FILE}").st_size > 0
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def is_page_size(size: int) -> bool:
+    """Can a page have so many bytes?"""
+    return PAGE_BYTES_MIN <= size <= PAGE_BYTES_MAX and size & (size - 1) == 0
+
+
+def flaw(path: str) -> str:
+    """Why LMDB would be led astray by the data file before it has read a page of it; empty when it would not.
+
+    LMDB maps the file and believes its meta pages: to read a page that they promise and the file does not have ends
+    the process by SIGBUS. Costs four system calls. What LMDB itself refuses at open is left to it. Raises OSError.
+    """
+    fd = os.open(f"{path}/{DATA_FILE}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        first = os.pread(fd, META_BYTES, 0)
+        page_bytes = _meta_int(first, 40, 4)
+        if _meta_int(first, 16, 4) != META_MAGIC:
+            return ""
+        if not is_page_size(page_bytes):
+            return f"the data file says that its pages have `{page_bytes}` bytes"
+        second = os.pread(fd, META_BYTES, page_bytes)
+        # The size is asked for last: a writer writes pages first and then the meta page that speaks of them, so that a
+        # file that grows meanwhile is at least as long as what was read says, even if that was read half.
+        size = os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+    newest = max((first, second), key=lambda meta: _meta_int(meta, 144, 8))
+    promised = (_meta_int(newest, 136, 8) + 1) * page_bytes
+    return f"the data file is truncated: it has `{size}` bytes of `{promised}`" if size < promised else ""
+
+
+def _meta_int(meta: bytes, at: int, size: int) -> int:
+    return int.from_bytes(meta[at : at + size], sys.byteorder)

@@ -48,26 +48,32 @@ def open(path: str) -> Peek:
     Raises JournalMissing (also a FileNotFoundError) when there is none, JournalVersionError when it is of a newer
     format, JournalDamaged when the file is no journal, JournalError for any other failure.
     """
-    if not layout.has_data(path):
-        raise _missing(path)
     try:
-        env = lmdb.open(
-            path,
-            map_size=layout.MAP_BYTES,
-            readonly=True,
-            create=False,
-            lock=layout.lock_usable(path),
-            max_dbs=layout.TABLES_MAX,
-            max_readers=layout.READERS_MAX,
-            lib_version=layout.ENGINE,
-        )
+        env = _open(path) if layout.has_data(path) else None
     except (lmdb.Error, OSError) as error:
         raise _unreadable(path, error) from error
+    if env is None:
+        raise _missing(path)
     try:
         return _peek(path, env)
     except BaseException:
         env.close()
         raise
+
+
+def _open(path: str) -> lmdb.Environment:
+    if layout.flaw(path):
+        _check_whole(path)
+    return lmdb.open(
+        path,
+        map_size=layout.MAP_BYTES,
+        readonly=True,
+        create=False,
+        lock=layout.lock_usable(path),
+        max_dbs=layout.TABLES_MAX,
+        max_readers=layout.READERS_MAX,
+        lib_version=layout.ENGINE,
+    )
 
 
 def _peek(path: str, env: lmdb.Environment) -> Peek:
@@ -105,6 +111,12 @@ def _wrong_format(path: str, found: bytes | None) -> Exception:
     from journal.env import wrong_format
 
     return wrong_format(path, found)
+
+
+def _check_whole(path: str) -> None:
+    from journal.env import check_whole
+
+    check_whole(path)
 
 
 def _unreadable(path: str, error: Exception) -> Exception:

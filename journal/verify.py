@@ -9,21 +9,22 @@ What is beyond this: a chain rewritten from some record to the head is consisten
 (`Journal.prove`), or a checkpoint signed with a key that the writer of the new chain does not have.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
 
 import msgspec
 
 from journal import checkpoint, layout, owner, runs
-from journal.env import Env, Tables, Txn
+from journal.env import Env, Tables, Txn, map_errors
 from journal.errors import JournalDamaged, JournalError
 from journal.prune import read_tombstone
 from journal.reading import Gap, read_gap
-from journal.records import DIGEST_CHARS, Head, Record, parse, split, text_digest
+from journal.records import DIGEST_CHARS, TOGETHER, Head, Record, parse, split, text_digest, unseal_sound
 from journal.step import Tip, current_rev, last_record, read_tip
 
 KINDS = (
-    *("modified", "missing", "reordered", "index", "chain", "head", "codec"),
+    *("structure", "modified", "missing", "reordered", "index", "chain", "head", "codec"),
     *("gap", "checkpoint", "time", "snapshot", "projection"),
 )
 
@@ -31,6 +32,7 @@ KINDS = (
 class Finding(msgspec.Struct, frozen=True):
     """Something wrong. `kind` is one of `KINDS`; `seq` the record concerned (the first one of several), 0 for none.
 
+    structure: the file is no sound LMDB environment, and nothing else was looked at.
     modified: text and stored digest differ. missing: no record where one must be. reordered: a record of another seq.
     chain: `prev` is not the digest before. index: the stream index and the records disagree. head: the kept head is
     not the last record. codec: bytes that cannot be read as a record at all. gap: records were taken out, and the
@@ -43,6 +45,38 @@ class Finding(msgspec.Struct, frozen=True):
     detail: str
 
 
+def verify_path(
+    path: str | os.PathLike[str],
+    from_seq: int = 1,
+    to_seq: int | None = None,
+    public_keys: frozenset[bytes] = frozenset(),
+) -> Iterator[Finding]:
+    """Check the journal in the directory `path`; unlike `Journal.verify` it can be trusted with a file that cannot.
+
+    The engine is not given the file before its structure was found sound. Raises what opening a journal for reading
+    raises, but for JournalDamaged, which is a finding; a process that has the journal open calls `Journal.verify`.
+    """
+    directory = os.fspath(path)
+    try:
+        env = Env(directory, read_only=True, sync=True, map_bytes=layout.MAP_BYTES)
+    except JournalDamaged as error:
+        yield Finding("structure", 0, error.message)
+        return
+    try:
+        findings = _structure(env)
+        if findings:
+            yield from findings
+            return
+        try:
+            env.open_tables()
+        except JournalDamaged as error:
+            yield Finding("structure", 0, error.message)
+            return
+        yield from _records(env, from_seq, to_seq, public_keys)
+    finally:
+        env.close()
+
+
 def verify(
     env: Env, from_seq: int = 1, to_seq: int | None = None, public_keys: frozenset[bytes] = frozenset()
 ) -> Iterator[Finding]:
@@ -50,6 +84,18 @@ def verify(
 
     Of the records only those from `from_seq` to `to_seq`, and how the first of them links to the one before.
     """
+    findings = _structure(env)
+    yield from findings or _records(env, from_seq, to_seq, public_keys)
+
+
+def _structure(env: Env) -> list[Finding]:
+    from journal.structure import audit
+
+    with map_errors(env.path):
+        return [Finding("structure", 0, flaw) for flaw in audit(env)]
+
+
+def _records(env: Env, from_seq: int, to_seq: int | None, public_keys: frozenset[bytes]) -> Iterator[Finding]:
     tables = env.tables
     with env.read() as txn:
         last = last_record(txn, tables)
@@ -69,6 +115,8 @@ def verify(
         yield _missing(last.seq + 1, tip.seq)
     if judged is not None:
         yield judged
+    if identity is None and tip.seq and tables.times is not None:
+        yield Finding("head", 1, "the journal's identity is not kept")
     if whole and judged is None:
         with env.read() as txn:
             findings = [*walk.tip_findings(tip), *_time_entries(txn, tables, tip)]
@@ -111,13 +159,12 @@ class _Walk:
         at = None
         with txn.cursor(self._tables.records) as cursor:
             cursor.set_range(layout.seq_key(self.seq))
-            for key, value in islice(cursor.iternext(), layout.BATCH_RECORDS):
-                at = int.from_bytes(key, "big")
+            for at, value, record in _checked(islice(cursor.iternext(), layout.BATCH_RECORDS)):
                 if at > high:
                     break
                 if at != self.seq:
                     yield from self._lack(txn, at)
-                yield from self._record(txn, at, value)
+                yield from self._record(txn, at, value, record)
                 self.seq = at + 1
         if at is None or at > high:  # none from here to `high`
             yield from self._lack(txn, high + 1)
@@ -156,33 +203,40 @@ class _Walk:
                 return
             seq, self._prev = gap.last + 1, (gap.digest,)
 
-    def _record(self, txn: Txn, seq: int, value: bytes) -> Iterator[Finding]:
-        prev, self._prev = self._prev, ()
-        record = None
+    def _record(self, txn: Txn, seq: int, value: bytes, record: Record | None) -> Iterator[Finding]:
+        """`record`: what `value` holds, if it is known already to be sound in itself."""
+        prev = self._prev
+        if record is None:
+            record = yield from self._alone(seq, value)
+        else:
+            self._prev = (record.digest,)
+        if record is not None:
+            yield from self._sound(txn, record, prev)
+        yield from self._times(txn, seq, record)
+
+    def _alone(self, seq: int, value: bytes) -> Generator[Finding, None, Record | None]:
+        """The record in a value, if it is sound in itself; and what the next one may link to."""
+        self._prev = ()
         try:
             digest, text = split(value, seq)
         except JournalDamaged as error:
             yield Finding("codec", seq, error.message)
-        else:
-            actual = text_digest(text)
-            self._prev = (
-                digest,
-                actual,
-            )  # differ: text or digest is damaged, and the next record links to the sound one
-            if actual != digest:
-                yield Finding("modified", seq, f"record `{seq}` does not have the digest `{digest}` it was stored with")
-            else:
-                try:
-                    record = parse(text, seq)
-                except JournalError as error:
-                    yield Finding("codec", seq, error.message)
-        if record is not None and record.seq != seq:
+            return None
+        actual = text_digest(text)
+        self._prev = (digest, actual)  # differ: text or digest is damaged, and the next record links to the sound one
+        if actual != digest:
+            yield Finding("modified", seq, f"record `{seq}` does not have the digest `{digest}` it was stored with")
+            return None
+        try:
+            record = parse(text, seq)
+        except JournalError as error:
+            yield Finding("codec", seq, error.message)
+            return None
+        if record.seq != seq:
             yield Finding("reordered", seq, f"record `{record.seq}` is in the place of record `{seq}`")
             self._prev = ()
-            record = None
-        if record is not None:
-            yield from self._sound(txn, record, prev)
-        yield from self._times(txn, seq, record)
+            return None
+        return record
 
     def _sound(self, txn: Txn, record: Record, prev: tuple[str, ...]) -> Iterator[Finding]:
         """What a record says of others."""
@@ -259,6 +313,15 @@ class _Block:
         if self._walls is None or self._walls == (least, greatest):
             return True
         return not self._exact and least <= self._walls[0] and self._walls[1] <= greatest
+
+
+def _checked(items: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[int, bytes, Record | None]]:
+    """Seq, value and record of rows of the table `records`; None where a record must be looked at alone."""
+    while piece := list(islice(items, TOGETHER)):
+        seqs = [int.from_bytes(key, "big") for key, _ in piece]
+        values = [value for _, value in piece]
+        sound: Sequence[Record | None] = unseal_sound(values, seqs) or [None] * len(piece)
+        yield from zip(seqs, values, sound, strict=True)
 
 
 def _next_gap(txn: Txn, tables: Tables, seq: int) -> Gap | None:

@@ -50,6 +50,10 @@ JOURNAL_RETRY_S = 0.5
 # Of a failure that cannot be recorded as it is (a record holds 1 MiB), this much.
 OUTCOME_MESSAGE_CHARS_MAX = 4096
 
+# A supervisor that takes over folds at most about so many records: 200 fold in 2 ms, and a snapshot costs one page more.
+SNAPSHOT_RECORDS = 200
+SNAPSHOT_BYTES_MAX = 8 << 20
+
 # Watching. The agent is asked whether it lives; a busy TCG guest may take seconds to answer.
 AGENT_WATCH_EVERY_S = 10.0
 AGENT_WATCH_ANSWER_S = 30.0

@@ -17,11 +17,11 @@ import msgspec
 import trio
 
 from journal import InvalidAppend, Journal, JournalBusy, JournalDiskFull, NewRecord, RequirementFailed, Stamp
-from kata_fsm import __version__
+from kata_fsm import __version__, snapshots
 from kata_fsm.effects.protocols import Handler
 from kata_fsm.errors import Bug, CallerError, EffectError, TimeoutExceeded
-from kata_fsm.limits import JOURNAL_RETRY_S, OUTCOME_MESSAGE_CHARS_MAX
-from kata_fsm.machines import Intent, Moved, Pod, Step, decide, events_of, fold, outstanding, sandbox
+from kata_fsm.limits import JOURNAL_RETRY_S, OUTCOME_MESSAGE_CHARS_MAX, SNAPSHOT_BYTES_MAX, SNAPSHOT_RECORDS
+from kata_fsm.machines import Intent, Pod, Step, decide, events_of, fold, outstanding, sandbox
 from kata_fsm.machines.intents import ACQUIRING, CANCELLABLE
 from kata_fsm.machines.pod import TABLE_VERSION
 from kata_fsm.machines.vocab import (
@@ -43,33 +43,6 @@ VERSIONS = {"kata_fsm": __version__, "tables": TABLE_VERSION}
 
 class IdTaken(CallerError):
     """Somebody else has the id."""
-
-
-def load(journal: Journal, stream: str) -> tuple[Pod, int, str]:
-    """The pod that `stream` folds to, its revision, and the boot id of its last event ("" if there is none).
-
-    Of its last *event*: a note may be written under a new boot before anybody has told the machines of it.
-    """
-    rev, boot = 0, ""
-
-    def events() -> Any:
-        nonlocal rev, boot
-        for record in journal.read_stream(stream):
-            rev = record.rev
-            if record.kind == "event":
-                boot = record.boot_id
-                yield msgspec.json.decode(record.body, type=Moved)
-
-    pod = fold(events())
-    return pod, rev, boot
-
-
-def load_born(journal: Journal, stream: str) -> str:
-    """The boot id under which the sandbox of `stream` was made; empty if it has no event yet."""
-    for record in journal.read_stream(stream):
-        if record.kind == "event":
-            return record.boot_id
-    return ""
 
 
 class _Waiter:
@@ -120,7 +93,9 @@ class Runtime:
         self.stream = stream
         self.world = world
         self.handlers = handlers
-        self.pod, self.rev, self.last_boot = load(journal, stream)
+        self.pod, self.rev, self.last_boot = snapshots.load(journal, stream)
+        self._event_boot = self.last_boot
+        self._since_snapshot = 0  # records
         self._nursery = nursery
         self.on_step = on_step
         self._lock = trio.Lock()
@@ -185,9 +160,18 @@ class Runtime:
         changes = {key: value for key, value in projected.items() if self._projected.get(key, b"") != value}
         stamp = Stamp(wall_ns=self.world.wall_ns(), mono_ns=self.world.mono_ns(), boot_id=self.world.boot_id())
 
+        boot = stamp.boot_id if any(record.kind == "event" for record in records) else self._event_boot
+        kept = self._snapshot(pod, boot, len(records))
+
         def write() -> None:
             self.journal.append(
-                self.stream, records, stamp=stamp, expected_rev=self.rev, projections=changes, requires=requires
+                self.stream,
+                records,
+                stamp=stamp,
+                expected_rev=self.rev,
+                projections=changes,
+                requires=requires,
+                snapshot=kept,
             )
 
         try:
@@ -196,6 +180,15 @@ class Runtime:
             raise IdTaken("ID already in use, unique ID should be provided") from error
         self.rev += len(records)
         self._projected = projected
+        self._event_boot = boot
+        self._since_snapshot = 0 if kept is not None else self._since_snapshot + len(records)
+
+    def _snapshot(self, pod: Pod, boot: str, new_records: int) -> bytes | None:
+        """The snapshot to leave with these records, if it is time for one. One too large is left out: nobody needs it."""
+        if self._since_snapshot + new_records < SNAPSHOT_RECORDS:
+            return None
+        made = snapshots.dump(pod, boot)
+        return made if len(made) <= SNAPSHOT_BYTES_MAX else None
 
     async def note(self, kind: str, type_: str, body: Facts) -> None:
         """Append one record that moves nothing (what a signal or a resource update led to)."""

@@ -16,7 +16,7 @@ from kata_fsm.replay.reading import read_what_can_be
 from kata_fsm.replay.subject import born_order
 
 if TYPE_CHECKING:
-    from journal import Journal, StreamInfo
+    from journal import RecordSource, StreamInfo
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -36,7 +36,7 @@ class Picked(msgspec.Struct, frozen=True):
     damage: list[str]
 
 
-def pick(journal: Journal, wanted: Wanted) -> Picked:
+def pick(journal: RecordSource, wanted: Wanted) -> Picked:
     """Read the streams that can hold wanted events. What became of a request may stand after `until_ns`: it counts."""
     found: list[AuditEvent] = []
     damage: list[str] = []
@@ -51,7 +51,7 @@ def pick(journal: Journal, wanted: Wanted) -> Picked:
     return Picked(found, damage)
 
 
-def _may_hold(journal: Journal, info: StreamInfo, wanted: Wanted) -> bool:
+def _may_hold(journal: RecordSource, info: StreamInfo, wanted: Wanted) -> bool:
     """Whether a stream's last record is late enough. A record that cannot be read is no reason to leave it out."""
     from journal import JournalError
 

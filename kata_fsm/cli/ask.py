@@ -26,11 +26,8 @@ def refuse_illegal(found: Found, command: Command) -> None:
 
 def fold_stream(stream: str) -> Pod:
     """The pod that the journal tells of."""
-    import msgspec
-
     from journal import Journal
-    from kata_fsm.machines import Moved, fold
+    from kata_fsm.snapshots import load
 
     with Journal.open(journal_dir(), read_only=True) as journal:
-        records = journal.read_stream(stream)
-        return fold(msgspec.json.decode(record.body, type=Moved) for record in records if record.kind == "event")
+        return load(journal, stream).pod

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import msgspec
 
-from journal import Journal, StreamInfo
+from journal import RecordSource, StreamInfo
 from kata_fsm.errors import NotFoundError
 from kata_fsm.machines import Pod, fold, sandbox
 from kata_fsm.replay.escape import harmless
-from kata_fsm.replay.reading import map_errors, read_what_can_be
+from kata_fsm.replay.reading import LATEST, map_errors, read_what_can_be
 from kata_fsm.replay.story import moved_of
 
-LATEST = "latest"
 CANDIDATES_SHOWN = 5
 
 
@@ -34,12 +33,12 @@ def split_stream(stream: str) -> tuple[str, str]:
     return (name, uid) if at else (stream, "")
 
 
-def born_order(journal: Journal) -> list[StreamInfo]:
+def born_order(journal: RecordSource) -> list[StreamInfo]:
     """All streams, oldest first."""
     return sorted(journal.streams(), key=lambda info: info.first_seq)
 
 
-def resolve(journal: Journal, subject: str = LATEST) -> Meant:
+def resolve(journal: RecordSource, subject: str = LATEST) -> Meant:
     """The stream that `subject` names. Raises `NotFoundError`, naming what there is, if it is none or not unique."""
     with map_errors():
         streams = born_order(journal)
@@ -58,7 +57,7 @@ def _with_earlier(stream: str, streams: list[StreamInfo]) -> Meant:
     return Meant(stream, tuple(lives[: lives.index(stream)]))
 
 
-def _latest_failed(journal: Journal, streams: list[StreamInfo]) -> Meant:
+def _latest_failed(journal: RecordSource, streams: list[StreamInfo]) -> Meant:
     for info in reversed(streams):
         records, _ = read_what_can_be(journal, info.stream)
         if any(record.type == "sandbox.fail" for record in records):
@@ -87,7 +86,7 @@ def _by_prefix(subject: str, streams: list[StreamInfo]) -> Meant | None:
     return _with_earlier(found[-1], streams) if found else None
 
 
-def _by_container(journal: Journal, subject: str, streams: list[StreamInfo]) -> Meant:
+def _by_container(journal: RecordSource, subject: str, streams: list[StreamInfo]) -> Meant:
     for info in reversed(streams):
         if subject in pod_of(journal, info.stream).containers:
             return _with_earlier(info.stream, streams)
@@ -97,7 +96,7 @@ def _by_container(journal: Journal, subject: str, streams: list[StreamInfo]) -> 
     )
 
 
-def pod_of(journal: Journal, stream: str) -> Pod:
+def pod_of(journal: RecordSource, stream: str) -> Pod:
     """The pod that a stream folds to, as far as it can be read."""
     records, _ = read_what_can_be(journal, stream)
     return fold(move for move in map(moved_of, records) if move is not None)

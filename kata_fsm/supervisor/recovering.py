@@ -13,7 +13,7 @@ from kata_fsm.limits import RECOVER_ATTEMPTS, RECOVER_RETRY_S, RECOVER_SETTLE_S
 from kata_fsm.machines import Pod, outstanding, sandbox
 from kata_fsm.machines.vocab import ResolveSandbox
 from kata_fsm.recovery import expiry, retries, stuck
-from kata_fsm.runtime import load_born
+from kata_fsm.snapshots import born
 from kata_fsm.supervisor.channel import Channel
 from kata_fsm.supervisor.requests import Reply, Request, text_in
 
@@ -30,7 +30,7 @@ async def recover(server: Server, _: Channel, request: Request) -> Reply:
     runtime, reason, actor = server.runtime, text_in(request, "reason"), request.get("actor")
     await runtime.note("note", "recover", {"reason": reason, "by": actor})
     with trio.move_on_after(RECOVER_SETTLE_S):
-        if load_born(runtime.journal, runtime.stream) != runtime.world.boot_id():
+        if born(runtime.journal, runtime.stream) != runtime.world.boot_id():
             for command in expiry(runtime.pod):
                 await runtime.submit(command, actor)
         await runtime.until(_at_rest)

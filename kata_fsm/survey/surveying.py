@@ -13,7 +13,7 @@ from kata_fsm.errors import KataFsmError
 from kata_fsm.machines import Pod, sandbox
 from kata_fsm.projections import stream_key
 from kata_fsm.recovery import observe
-from kata_fsm.runtime import load, load_born
+from kata_fsm.snapshots import born, load
 from kata_fsm.survey import orphans, traces
 from kata_fsm.survey.orphans import Orphan
 from kata_fsm.survey.plan import UNREADABLE, Plan, make
@@ -83,8 +83,7 @@ def _one(
         pod, _, last = load(journal, stream)
         if pod.sandbox.state == sandbox.ABSENT:
             return None, None, list(mine)
-        born = load_born(journal, stream)
-        sight = look(pod, world, born, last, mine)
+        sight = look(pod, world, born(journal, stream), last, mine)
         plan = make(stream, pod, sight, observe(pod, world, last))
     except (JournalError, KataFsmError, msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
         steps = ("nothing: `kata-fsm journal verify` says what is damaged",)

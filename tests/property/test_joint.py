@@ -32,7 +32,13 @@ def _key(pod: Pod) -> Key:
         facts.get("cause", {}).get("kind") in v.CLEAN_ENDINGS,
         *(getattr(pod, name).state for name in POD_MACHINES),
         *(
-            (subject, unit.state, unit.facts.get("condemned"), "created" in unit.facts, unit.facts.get("discard_failed"))
+            (
+                subject,
+                unit.state,
+                unit.facts.get("condemned"),
+                "created" in unit.facts,
+                unit.facts.get("discard_failed"),
+            )
             for subject, unit in pod.containers.items()
         ),
         *((subject, unit.state, "shim" in unit.facts) for subject, unit in pod.processes.items()),

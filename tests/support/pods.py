@@ -24,6 +24,7 @@ from kata_fsm.machines.vocab import (
     Start,
     VmDied,
 )
+from kata_fsm.projections import project
 
 BOOT_ID = "11111111-2222-3333-4444-555555555555"
 NEXT_BOOT_ID = "66666666-7777-8888-9999-000000000000"
@@ -88,7 +89,10 @@ class Driven:
         self.rev = 0
 
     def append(self, records: list[NewRecord]) -> list[Record]:
-        stored = self.host.journal.append(self.stream, records, stamp=self.host.stamp(), expected_rev=self.rev)
+        projections = project(self.pod, self.stream) if self.pod.id else {}
+        stored = self.host.journal.append(
+            self.stream, records, stamp=self.host.stamp(), expected_rev=self.rev, projections=projections
+        )
         self.rev = stored[-1].rev
         return stored
 
@@ -103,9 +107,8 @@ class Driven:
             if draft.type == "create_sandbox":
                 body["versions"] = {"kata_fsm": "0.1.0", "tables": 1}
             records.append(NewRecord(draft.kind, draft.type, body, who, draft.cause or None))
-        stored = self.append(records)
         self.pod = fold(events_of(step), self.pod)
-        return stored
+        return self.append(records)
 
     # -- what the world answers
 

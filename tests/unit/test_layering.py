@@ -29,6 +29,7 @@ FLOORS: dict[str, int] = {
     "kata_fsm.spawn": 0,  # starting a supervisor
     "kata_fsm.machines": 1,
     "kata_fsm.projections": 2,
+    "kata_fsm.snapshots": 2,
     "kata_fsm.oci": 2,
     "kata_fsm.config": 2,
     "kata_fsm.effects": 3,

@@ -3,6 +3,8 @@
 
 audit [list] [--since T] [--subject ID]          one sentence per event; the last 24 hours by default
 audit export --format jsonl [-O FILE]            one JSON object per event; everything by default
+audit head [-O FILE]                             the journal's head, to keep where its writers cannot reach
+audit verify [--since-head FILE] [--pubkey K]    was nothing changed, and has the log only grown since?
 audit schema                                     the JSON Schema of an event
 """
 
@@ -16,7 +18,7 @@ from kata_fsm.errors import EXIT_DAMAGED
 from kata_fsm.replay.arguments import Parser, parser, put
 
 if TYPE_CHECKING:
-    from journal import Journal
+    from journal import RecordSource
     from kata_fsm.audit.export import Picked
     from kata_fsm.cli.context import Context
 
@@ -62,7 +64,7 @@ def _pick(given: argparse.Namespace) -> Picked:
         return pick(journal, wanted)
 
 
-def _streams(journal: Journal, subject: str | None) -> frozenset[str] | None:
+def _streams(journal: RecordSource, subject: str | None) -> frozenset[str] | None:
     """The streams that are meant: of an id, every life it ever had."""
     from kata_fsm.replay.subject import resolve, split_stream
 
@@ -121,6 +123,47 @@ def _export(argv: list[str]) -> int:
     return _code(picked)
 
 
+def _head(argv: list[str]) -> int:
+    options = parser("audit head", "The journal's head: keep it elsewhere, and `audit verify --since-head` compares.")
+    options.add_argument(
+        "-O", "--output", default="-", metavar="FILE", help="where to, `-` (default) is standard output"
+    )
+    given = options.parse_args(argv)
+    from kata_fsm.audit.export import write_file
+    from kata_fsm.audit.heads import text_of
+    from kata_fsm.replay.reading import open_host_journal
+    from kata_fsm.world import WORLD
+
+    with open_host_journal(given.journal) as journal:
+        text = text_of(journal, WORLD.wall_ns())
+    if given.output == "-":
+        put([text])
+    else:
+        write_file(given.output, [text])
+    return 0
+
+
+def _verify(argv: list[str]) -> int:
+    options = parser("audit verify", "Was nothing changed, and has the log only grown since a head that was kept?")
+    options.add_argument("--since-head", metavar="FILE", help="what `audit head` once wrote")
+    options.add_argument(
+        "--pubkey", action="append", default=[], metavar="FILE", help="who must have signed checkpoints"
+    )
+    given = options.parse_args(argv)
+    from kata_fsm.audit.heads import check_growth
+    from kata_fsm.cli.journal.judging import code, find, finding_lines
+    from kata_fsm.replay.reading import open_host_journal
+    from kata_fsm.world import journal_dir
+
+    findings = find(given.journal or journal_dir(), key_files=given.pubkey)
+    if findings:
+        put(finding_lines(findings))
+        return code(findings)
+    with open_host_journal(given.journal) as journal:
+        put([check_growth(journal, given.since_head)])
+    return 0
+
+
 def _schema(argv: list[str]) -> int:
     parser("audit schema", "The JSON Schema of an event.").parse_args(argv)
     from kata_fsm.audit.schema import json_schema
@@ -130,4 +173,4 @@ def _schema(argv: list[str]) -> int:
     return 0
 
 
-_VERBS = {"list": _list, "export": _export, "schema": _schema}
+_VERBS = {"list": _list, "export": _export, "head": _head, "verify": _verify, "schema": _schema}

@@ -18,11 +18,14 @@ from kata_fsm.errors import EXIT_DAMAGED, EXIT_DIVERGENCE, EXIT_FAILED
 from kata_fsm.replay.arguments import count, parser, put
 
 if TYPE_CHECKING:
-    from journal import Journal, Record
+    from journal import Record, RecordSource
     from kata_fsm.cli.context import Context
     from kata_fsm.replay.story import Story
 
-SUBJECT_HELP = "a sandbox's or container's id, a uid, a unique beginning of one, `latest` (default) or `latest:failed`"
+SUBJECT_HELP = (
+    "a sandbox's or container's id, a uid, a unique beginning of one, `latest` (default), `latest:failed`, a bundle's "
+    "file or the name of an imported one"
+)
 AT_HELP = "`128` (seq), `r7`, `head~3`, `state:running`, `cause:vm_killed`, or a time (default: head)"
 MACHINES = ("sandbox", "vm", "agent", "network", "share", "container", "process")
 
@@ -55,13 +58,14 @@ def _show_options(argv: list[str]) -> argparse.Namespace:
 def _show(argv: list[str]) -> int:
     options = _show_options(argv)
     from kata_fsm.replay import jsonout, text
-    from kata_fsm.replay.reading import open_journal
+    from kata_fsm.replay.reading import open_subject
 
-    with open_journal(options.journal) as journal:
-        _, story = _load(journal, options.subject)
+    with open_subject(options.journal, options.subject) as (journal, subject):
+        _, story = _load(journal, subject)
+        is_ours = options.journal is None and subject == options.subject
     view = text.View(
         options.clock, options.utc, options.full, not options.no_effects, frozenset(options.machine), options.lines,
-        _standing(story, copied=options.journal is not None),
+        _standing(story, copied=not is_ours),
     )  # fmt: skip
     match options.format:
         case "json":
@@ -75,7 +79,7 @@ def _show(argv: list[str]) -> int:
     return EXIT_DIVERGENCE if story.divergences else 0
 
 
-def _load(journal: Journal, subject: str) -> tuple[list[Record], Story]:
+def _load(journal: RecordSource, subject: str) -> tuple[list[Record], Story]:
     """The records and the story of the stream that is meant."""
     from kata_fsm.errors import DamagedData
     from kata_fsm.replay.reading import read_what_can_be
@@ -107,7 +111,7 @@ def _standing(story: Story, *, copied: bool) -> str:
 # --- list -------------------------------------------------------------------------------------------------------------
 
 
-def _stories(journal: Journal) -> Iterator[Story]:
+def _stories(journal: RecordSource) -> Iterator[Story]:
     """Every sandbox's story, oldest first."""
     from kata_fsm.replay.reading import read_what_can_be
     from kata_fsm.replay.story import tell
@@ -150,11 +154,11 @@ def _state(argv: list[str]) -> int:
     given = options.parse_args(argv)
     from kata_fsm.replay import jsonout, snapshot
     from kata_fsm.replay.position import locate
-    from kata_fsm.replay.reading import open_journal
+    from kata_fsm.replay.reading import open_subject
     from kata_fsm.world import WORLD
 
-    with open_journal(given.journal) as journal:
-        records, story = _load(journal, given.subject)
+    with open_subject(given.journal, given.subject) as (journal, subject):
+        records, story = _load(journal, subject)
     then = snapshot.until(records, locate(story, given.at, WORLD.wall_ns()), story.stream)
     if given.format == "json":
         put([jsonout.dumps(snapshot.document(then), indent=2)])
@@ -171,23 +175,23 @@ def _check(argv: list[str]) -> int:
     options.add_argument("subject", nargs="?", default="latest", metavar="SUBJECT", help=SUBJECT_HELP)
     options.add_argument("--all", action="store_true", help="every sandbox in the journal")
     given = options.parse_args(argv)
-    from kata_fsm.replay.reading import open_journal
+    from kata_fsm.replay.reading import open_subject
 
-    with open_journal(given.journal) as journal:
-        streams = _streams_to_check(journal, given)
+    with open_subject(given.journal, given.subject) as (journal, subject):
+        streams = _streams_to_check(journal, subject, every=given.all)
         results = [_check_one(journal, stream) for stream in streams]
     return EXIT_DIVERGENCE if EXIT_DIVERGENCE in results else max(results, default=0)
 
 
-def _streams_to_check(journal: Journal, given: argparse.Namespace) -> list[str]:
+def _streams_to_check(journal: RecordSource, subject: str, *, every: bool) -> list[str]:
     from kata_fsm.replay.subject import born_order, resolve
 
-    if given.all:
+    if every:
         return [info.stream for info in born_order(journal)]
-    return [resolve(journal, given.subject).stream]
+    return [resolve(journal, subject).stream]
 
 
-def _check_one(journal: Journal, stream: str) -> int:
+def _check_one(journal: RecordSource, stream: str) -> int:
     from kata_fsm.replay.checking import compare
     from kata_fsm.replay.escape import harmless
     from kata_fsm.replay.reading import read_what_can_be

@@ -105,7 +105,9 @@ def test_a_full_ring_stops_reading_and_an_acknowledgement_resumes_it(loop: Loop,
     first = SMALL_RING // 2
     assert output.end == first, "a ring begins small"
     output.acknowledge(first)
-    assert output.end == first + SMALL_RING, "it grows once it was full, and fills without waiting for a turn of the loop"
+    assert output.end == first + SMALL_RING, (
+        "it grows once it was full, and fills without waiting for a turn of the loop"
+    )
     for _ in range(3):
         pump(loop)
     assert output.end == first + SMALL_RING, "full again"

@@ -150,7 +150,7 @@ def test_a_damaged_record_stops_the_story_and_says_so(path: Path, capfd: Capture
 
 def test_a_broken_chain_has_an_exit_code_of_its_own() -> None:
     from journal import Finding
-    from kata_fsm.cli.verbs.journal import verify_code
+    from kata_fsm.cli.journal.judging import code as verify_code
 
     assert verify_code([]) == 0
     for kind in ("missing", "reordered", "chain", "head"):
@@ -191,7 +191,7 @@ def test_stat_names_the_directory(path: Path, capfd: Capture) -> None:
     assert code == 0
     assert (stat["path"], stat["streams"]) == (str(path), 3)
     assert stat["records"] == stat["head"]["seq"]
-    assert called(capfd, "journal", "--journal", str(path))[1].startswith(f"path      {path}\n")
+    assert called(capfd, "journal", "--journal", str(path))[1].startswith(f"path        {path}\n")
 
 
 def test_tail_and_get(path: Path, capfd: Capture) -> None:

@@ -14,7 +14,8 @@ from kata_fsm.machines import Cause, Pod, container, process, sandbox, vm
 from kata_fsm.machines.vocab import AttachShim, CreateContainer, Delete, StopSandbox, VmDied
 from kata_fsm.oci import names
 from kata_fsm.projections import container_key, oci_state, project, stream_key
-from kata_fsm.runtime import Runtime, load
+from kata_fsm.runtime import Runtime
+from kata_fsm.snapshots import load
 from tests.support.lives import live
 from tests.support.stage import BOX, ROOT, STREAM, SUBJECT, Stage, create_box, ourselves, running, state
 

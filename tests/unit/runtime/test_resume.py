@@ -16,7 +16,7 @@ from kata_fsm.machines.intents import ACQUIRING
 from kata_fsm.machines.pod import moved_from_body, summary
 from kata_fsm.machines.vocab import Cause, StopSandbox
 from kata_fsm.recovery import recover
-from kata_fsm.runtime import load
+from kata_fsm.snapshots import load
 from tests.support.lives import CODE, live
 from tests.support.stage import BOX, SUBJECT, Clocks, Stage, create_box, of_kind, opened, records, running, state
 

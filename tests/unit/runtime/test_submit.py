@@ -18,7 +18,8 @@ from kata_fsm.errors import IllegalTransition, NotFoundError
 from kata_fsm.machines import container, sandbox
 from kata_fsm.machines.vocab import CreateContainer, EffectDone, Exec, Start, Update
 from kata_fsm.projections import container_key
-from kata_fsm.runtime import IdTaken, load
+from kata_fsm.runtime import IdTaken
+from kata_fsm.snapshots import load
 from tests.support.lives import live
 from tests.support.stage import (
     BOX,
