@@ -15,6 +15,9 @@ import msgspec
 from kata_fsm.errors import IllegalTransition, NotFoundError
 from kata_fsm.machines import agent, container, coupling, process, sandbox, share, vm
 from kata_fsm.machines.intents import intent_of
+from kata_fsm.machines.outcomes import DONE_TRIGGER as _DONE_TRIGGER
+from kata_fsm.machines.outcomes import FAILURE_CAUSE as _FAILURE_CAUSE
+from kata_fsm.machines.outcomes import MARKS_DONE
 from kata_fsm.machines.pod import TABLES, Pod, container_of, evolve, init_of
 from kata_fsm.machines.vocab import (
     CLEAN_ENDINGS,
@@ -49,50 +52,6 @@ from kata_fsm.machines.vocab import (
     Update,
     VmDied,
 )
-
-_DONE_TRIGGER: dict[str, tuple[str, str]] = {
-    "hypervisor.launch": ("vm", "launched"),
-    "hypervisor.stop": ("vm", "gone"),
-    "network.attach": ("network", "attached"),
-    "network.detach": ("network", "detached"),
-    "share.prepare": ("share", "prepared"),
-    "share.plug": ("share", "plugged"),
-    "share.release": ("share", "released"),
-    "agent.connect": ("agent", "connected"),
-    "agent.configure": ("agent", "configured"),
-    "agent.disconnect": ("agent", "closed"),
-    "container.prepare": ("container", "prepared"),
-    "container.create": ("container", "created"),
-    "container.start": ("container", "started"),
-    "container.pause": ("container", "paused"),
-    "container.resume": ("container", "resumed"),
-    "container.kill": ("container", "killed"),
-    "container.remove": ("container", "removed"),
-    "container.unstage": ("container", "unstaged"),
-    "container.discard": ("container", "discarded"),
-    "process.exec": ("process", "spawned"),
-}
-"""Which machine an effect's success moves, and by which trigger. Failure is `failed` on the same machine."""
-
-_FAILURE_CAUSE: dict[str, str] = {
-    "hypervisor.launch": "create_failed",
-    "network.attach": "create_failed",
-    "share.prepare": "create_failed",
-    "share.plug": "create_failed",
-    "agent.connect": "create_failed",
-    "agent.configure": "create_failed",
-    "container.prepare": "create_failed",
-    "container.create": "create_failed",
-    "container.start": "start_failed",
-    "process.exec": "exec_failed",
-}
-"""What the failure of an effect is the cause of. The others end nothing: their failure is an error, but no cause."""
-
-_MARKS_DONE: dict[str, Facts] = {
-    "container.create": {"created": True},
-    "container.start": {"started": True},
-    "process.exec": {"spawned": True},
-}
 
 
 class _Draw:
@@ -343,7 +302,7 @@ def _decide_outcome(pod: Pod, outcome: EffectDone | EffectFailed) -> Step:
     draw = _Draw(pod, "outcome", kind, body)
     if isinstance(outcome, EffectDone):
         over = {"error": None} if unit.facts.get("error") else {}  # what failed before has succeeded now
-        draw.fire(machine, trigger, outcome.subject, {**outcome.result, **_MARKS_DONE.get(kind, {}), **over})
+        draw.fire(machine, trigger, outcome.subject, {**outcome.result, **MARKS_DONE.get(kind, {}), **over})
     else:
         draw.fire(machine, "failed", outcome.subject, _failure_facts(kind, unit.facts, outcome))
     return draw.finish()

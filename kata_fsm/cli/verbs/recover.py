@@ -11,8 +11,7 @@ recover remove UID|PID --reason TEXT                   remove one orphan
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kata_fsm.errors import EXIT_FAILED, EXIT_PENDING, CallerError, NotFoundError, UsageError, WorldError
 from kata_fsm.replay.arguments import Parser, put
@@ -25,9 +24,7 @@ if TYPE_CHECKING:
     from kata_fsm.survey.plan import Plan
     from kata_fsm.survey.surveying import Survey
 
-SCHEMA = "kata-fsm.recover/1"
 REASON = "recover --apply"
-TRACES_SHOWN = 3  # of each kind
 ONLY = ("leaks", "stuck", "unknown")
 ONLY_HELP = "leaks: orphans; stuck: failed clean-ups; unknown: sandboxes that nobody supervises. May be repeated"
 
@@ -74,10 +71,12 @@ def _recover(context: Context, argv: list[str]) -> int:
 
         outcomes = recover_all(context, plans, given.reason)
         removals = taking.take_away(context, orphans, given.reason) if given.orphans == "kill" else []
+    from kata_fsm.cli.recovery_words import document, lines
+
     if given.json:
-        put([_document(found, plans, orphans, outcomes, removals)])
+        put([document(found, plans, orphans, outcomes, removals)])
     else:
-        put(_lines(found, plans, orphans, outcomes, removals, applied=given.apply))
+        put(lines(found, plans, orphans, outcomes, removals, applied=given.apply))
     failed = not all(outcome.ok for outcome in outcomes) or any(removal.left for removal in removals)
     return EXIT_FAILED if failed else 0
 
@@ -161,9 +160,10 @@ def _resolve(context: Context, argv: list[str]) -> int:
     if plan is None:
         raise CallerError(f"sandbox `{given.subject}` has been deleted: there is nothing to resolve")
     from kata_fsm.cli.recovering import resolve
+    from kata_fsm.cli.recovery_words import outcome_lines
 
     outcome = resolve(context, plan, reason)
-    put(_outcome_lines(plan, outcome))
+    put(outcome_lines(plan, outcome))
     return 0 if outcome.ok else EXIT_FAILED
 
 
@@ -176,119 +176,15 @@ def _remove(context: Context, argv: list[str]) -> int:
     if orphan is None:
         raise NotFoundError(f"there is no orphan `{given.subject}`", hint="`kata-fsm recover` lists them")
     from kata_fsm.cli.orphans import take_away
+    from kata_fsm.cli.recovery_words import removal_lines
 
     (removal,) = take_away(context, [orphan], reason)
-    put(_removal_lines(removal))
+    put(removal_lines(removal))
     return EXIT_FAILED if removal.left else 0
 
 
 def _names(orphan: Orphan) -> set[str]:
     return {orphan.uid, *(str(trace.identity.pid) for trace in orphan.traces if trace.identity is not None)}
-
-
-# --- words ------------------------------------------------------------------------------------------------------------
-
-
-def _lines(
-    found: Survey,
-    plans: list[Plan],
-    orphans: list[Orphan],
-    outcomes: list[Outcome],
-    removals: list[Removal],
-    *,
-    applied: bool,
-) -> Iterator[str]:
-    from kata_fsm.replay.escape import harmless
-
-    if found.missing:
-        yield "there is no journal: nothing is known of any sandbox"
-    by_stream = {outcome.stream: outcome for outcome in outcomes}
-    removed = {removal.orphan.uid: removal for removal in removals}
-    for plan in plans:
-        yield from map(harmless, _plan_lines(plan))
-        if plan.stream in by_stream:
-            yield from map(harmless, _outcome_lines(plan, by_stream[plan.stream]))
-    for orphan in orphans:
-        yield from map(harmless, _orphan_lines(orphan))
-        if orphan.uid in removed:
-            yield from map(harmless, _removal_lines(removed[orphan.uid]))
-    yield _sum(found, plans, orphans, removals, applied=applied)
-
-
-def _plan_lines(plan: Plan) -> Iterator[str]:
-    yield f"{plan.sandbox or plan.stream}  ({plan.uid}, {plan.kind})"
-    yield f"  believed  {plan.believed}"
-    yield f"  observed  {plan.observed}"
-    yield f"  steps     {' → '.join([*plan.steps, *([plan.ends] if plan.ends else [])])}"
-
-
-def _outcome_lines(plan: Plan, outcome: Outcome) -> Iterator[str]:
-    for line in outcome.said:
-        yield f"  {line}"
-    if outcome.ok:
-        yield f"  done      sandbox `{plan.sandbox}` is `{outcome.state}`"
-    else:
-        yield f"  failed    {outcome.error}" + (f" ({outcome.hint})" if outcome.hint else "")
-
-
-def _orphan_lines(orphan: Orphan) -> Iterator[str]:
-    yield f"orphan {orphan.uid}" + (f" ({orphan.name})" if orphan.name else "") + f": {orphan.why}"
-    kinds: dict[str, list[str]] = {}
-    for trace in orphan.traces:
-        kinds.setdefault(trace.kind, []).append(trace.describe())
-    for told in kinds.values():  # a container has a cgroup in each of a dozen hierarchies: --json has them all
-        yield from (f"  {text}" for text in told[:TRACES_SHOWN])
-        if len(told) > TRACES_SHOWN:
-            yield f"  … and {len(told) - TRACES_SHOWN} more"
-
-
-def _removal_lines(removal: Removal) -> Iterator[str]:
-    for left in removal.left:
-        yield f"  stays     {left.what}: {left.why} ({left.hint})"
-    if not removal.left:
-        yield f"  removed   all of orphan {removal.orphan.uid}"
-    if removal.unrecorded:
-        yield f"  warning   the journal does not tell of it: {removal.unrecorded}"
-
-
-def _sum(found: Survey, plans: list[Plan], orphans: list[Orphan], removals: list[Removal], *, applied: bool) -> str:
-    if not plans and not orphans:
-        return f"{_many(len(found.plans), 'sandbox', 'sandboxes')} looked at: nothing to do"
-    steps = sum(len(plan.steps) for plan in plans)
-    parts = [_many(len(plans), "sandbox", "sandboxes"), _many(steps, "step"), _many(len(orphans), "orphan")]
-    told = ", ".join(parts) + "."
-    keeps = bool(orphans) and len(removals) < len(orphans)
-    how = " Orphans are removed by `--apply --orphans kill`, or one by one by `recover remove UID`." if keeps else ""
-    return told + ("" if applied else " Nothing was changed. Run with --apply.") + how
-
-
-def _many(number: int, one: str, more: str = "") -> str:
-    return f"{number} {one if number == 1 else more or one + 's'}"
-
-
-def _document(
-    found: Survey, plans: list[Plan], orphans: list[Orphan], outcomes: list[Outcome], removals: list[Removal]
-) -> str:
-    import msgspec
-
-    from kata_fsm.replay.jsonout import dumps
-
-    plain: Any = msgspec.to_builtins
-    done = {outcome.stream: plain(outcome) for outcome in outcomes}
-    removed = {removal.orphan.uid: plain(removal.left) for removal in removals}
-    return dumps(
-        {
-            "schema": SCHEMA,
-            "journal": not found.missing,
-            "looked_at": len(found.plans),
-            "sandboxes": [{**plain(plan), "outcome": done.get(plan.stream)} for plan in plans],
-            "orphans": [
-                {**plain(orphan), "removed": orphan.uid in removed, "left": removed.get(orphan.uid)}
-                for orphan in orphans
-            ],
-        },
-        indent=2,
-    )
 
 
 _VERBS = {"resolve": _resolve, "remove": _remove}

@@ -16,6 +16,7 @@ import pytest
 
 from kata_fsm.cli.main import VERBS
 from kata_fsm.cli.recovering import side_by_side
+from kata_fsm.cli.recovery_words import SCHEMA
 from kata_fsm.cli.verbs import recover
 from kata_fsm.errors import UsageError
 from tests.unit.cli.conftest import Command
@@ -76,7 +77,7 @@ def test_with_nothing_there_is_nothing_to_do(command: Command) -> None:
     assert command("recover", "--apply", "--orphans", "kill").returncode == 0
     assert not (command.directory / "state").exists(), "a look has made something"
     found = json.loads(command("recover", "--json").stdout)
-    assert found == {"schema": recover.SCHEMA, "journal": False, "looked_at": 0, "sandboxes": [], "orphans": []}
+    assert found == {"schema": SCHEMA, "journal": False, "looked_at": 0, "sandboxes": [], "orphans": []}
     assert command("recover", "c1").returncode == 1
 
 
