@@ -14,10 +14,11 @@ import re
 import signal
 
 import msgspec
+import trio
 
 from kata_fsm.effects import mounts
-from kata_fsm.effects.process import Exit
-from kata_fsm.limits import KERNEL_LOG_LINES_MAX
+from kata_fsm.effects.process import Exit, Identity, alive
+from kata_fsm.limits import KERNEL_LOG_LINES_MAX, LOG_CHECK_S
 
 CRASHES = frozenset(
     {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP, signal.SIGSYS}
@@ -76,6 +77,27 @@ def counters(pid: int) -> Counters:
     return again(Counters(None, dict.fromkeys(_memory_cgroups(pid), 0)))
 
 
+class Watch:
+    """The counters of a process while it lives. They are read again now and then, so that what somebody else's end had
+    counted long before is not taken for this one's."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self._before = counters(identity.pid)
+
+    async def keep_fresh(self) -> None:
+        """For ever (until cancelled)."""
+        while True:
+            await trio.sleep(LOG_CHECK_S)
+            fresh = counters(self._identity.pid)
+            if alive(self._identity):  # a zombie's cgroups are not told any more
+                self._before = fresh
+
+    def testify(self, ended: Exit) -> Testimony:
+        """What the witnesses say, now that it has ended."""
+        return judge(ended, self._before, again(self._before), kernel_log(self._identity))
+
+
 def again(before: Counters) -> Counters:
     """The same counters now."""
     now = {directory: _kills(directory) for directory in before.cgroups}
@@ -83,9 +105,14 @@ def again(before: Counters) -> Counters:
     return Counters(_number("/proc/vmstat", "oom_kill"), known)
 
 
-def kernel_log(pid: int) -> list[str]:
-    """What the kernel's log has about process `pid`: the last few lines; none where it may not be read."""
-    about = re.compile(rf"Killed process {pid} |\[{pid}\]:? (?:segfault|general protection|trap)|\b{pid}\b.*oom")
+def kernel_log(identity: Identity) -> list[str]:
+    """What the kernel's log has about a process since its start: the last few lines; none where it may not be read.
+
+    Since its start, because pids are used again. (The log's clock stands still while the host sleeps: then a line may
+    look older than it is, and is missed.)
+    """
+    pid, start_us = identity.pid, identity.start_ticks * 1_000_000 // os.sysconf("SC_CLK_TCK")
+    about = re.compile(rf"Killed process {pid} |\[{pid}\]:? (?:segfault|general protection|trap)|\bpid={pid},")
     found: list[str] = []
     try:
         fd = os.open(_KMSG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -97,8 +124,10 @@ def kernel_log(pid: int) -> list[str]:
                 record = os.read(fd, _KMSG_BYTES)
             except BrokenPipeError:
                 continue  # overwritten under us: the next read goes on behind it
-            text = record.decode("utf-8", "replace").partition(";")[2].split("\n", 1)[0]
-            if about.search(text):
+            prefix, _, text = record.decode("utf-8", "replace").split("\n", 1)[0].partition(";")
+            fields = prefix.split(",")  # priority, number, microseconds since the boot, flags
+            late = len(fields) > 2 and fields[2].isdigit() and int(fields[2]) >= start_us
+            if late and about.search(text):
                 found.append(text[:300])
     except OSError:
         pass  # EAGAIN: the end

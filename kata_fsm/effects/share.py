@@ -172,14 +172,15 @@ class SharePrepare(_ShareHandler):
     async def watch(self, identity: process.Identity) -> dict[str, Any]:
         """Wait for virtiofsd's end, its log bounded. Answers {"cause": "virtiofsd_lost", "message", "exit",
         "stderr", what the kernel tells}."""
-        before = oom.counters(identity.pid)
+        witnesses = oom.Watch(identity)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(logs.keep_bounded, self.paths.virtiofsd_log)
+            nursery.start_soon(witnesses.keep_fresh)
             ended = await process.wait_exit(identity)
             nursery.cancel_scope.cancel()
         stderr = logs.tail(self.paths.virtiofsd_log, limits.STDERR_TAIL_BYTES)
         said = logs.last_line(stderr)
-        told = oom.judge(ended, before, oom.again(before), oom.kernel_log(identity.pid))
+        told = witnesses.testify(ended)
         why = f" by the host's OOM killer: {told.by_oom}" if told.by_oom else f": {said}" if said else ""
         message = f"virtiofsd {ended.describe()}{why}"
         evidence = {"exit": ended.to_dict(), "stderr": stderr, **told.evidence}

@@ -155,14 +155,15 @@ class HypervisorLaunch(_Hypervisor):
         Meanwhile keeps the monitor connected, so that events are heard, and the logs bounded.
         """
         ended = process.UNKNOWN
-        before = oom.counters(identity.pid)
+        witnesses = oom.Watch(identity)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(logs.keep_bounded, self.paths.console_log, self.paths.qemu_log)
             nursery.start_soon(self._listen)
+            nursery.start_soon(witnesses.keep_fresh)
             ended = await process.wait_exit(identity)
             heard = await self._last_events()
             nursery.cancel_scope.cancel()
-        told = oom.judge(ended, before, oom.again(before), oom.kernel_log(identity.pid))
+        told = witnesses.testify(ended)
         return watch.evidence(self.paths, ended, self.monitor.seen, heard=heard, told=told)
 
     async def _listen(self) -> None:

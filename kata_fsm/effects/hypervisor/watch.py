@@ -109,5 +109,5 @@ def evidence(
 def unwatched(paths: Paths, identity: Identity) -> dict[str, Any]:
     """The same for a QEMU that ended while nobody was watching: its logs and the kernel's are all there is. A console
     that ends in a panic is believed: the guest says nothing after it."""
-    told = oom.judge(UNKNOWN, oom.Counters(), oom.Counters(), oom.kernel_log(identity.pid))
+    told = oom.judge(UNKNOWN, oom.Counters(), oom.Counters(), oom.kernel_log(identity))
     return evidence(paths, UNKNOWN, [], heard=False, told=told)

@@ -177,7 +177,7 @@ def test_counters_of_a_process_can_be_read_twice():
     before = oom.counters(os.getpid())
     now = oom.again(before)
     assert now.cgroups.keys() == before.cgroups.keys()
-    assert oom.judge(Exit(signal=9), before, now, oom.kernel_log(os.getpid())).by_oom == ""
+    assert oom.judge(Exit(signal=9), before, now, oom.kernel_log(process.identify(os.getpid()))).by_oom == ""
     assert oom.counters(1 << 22).cgroups == {}
 
 
@@ -308,3 +308,27 @@ async def test_a_silent_monitor_is_given_up(place, monitor):
         with pytest.raises(errors.TimeoutExceeded, match="did not answer"):
             await monitor.command("query-status", limit_s=0.2)
     os.unlink(place.paths.qmp_sock)
+
+
+async def test_what_was_counted_long_before_is_nobodys_end(monkeypatch):
+    """A process of the same cgroup was killed for memory; QEMU only later, by a person."""
+    counted = [oom.Counters(1, {"/cg": 1}), oom.Counters(2, {"/cg": 2})]
+    fresh = trio.Event()
+
+    def counters(pid):
+        if len(counted) == 1:
+            fresh.set()
+            return counted[0]
+        return counted.pop(0)
+
+    monkeypatch.setattr(oom, "counters", counters)
+    monkeypatch.setattr(oom, "again", lambda before: oom.Counters(2, {"/cg": 2}))
+    monkeypatch.setattr(oom, "LOG_CHECK_S", 0.01)
+    witnesses = oom.Watch(process.identify(os.getpid()))
+    assert witnesses.testify(Exit(signal=9)).by_oom
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(witnesses.keep_fresh)
+        with trio.fail_after(5):
+            await fresh.wait()
+        nursery.cancel_scope.cancel()
+    assert witnesses.testify(Exit(signal=9)).by_oom == ""
