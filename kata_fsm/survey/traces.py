@@ -19,8 +19,8 @@ from kata_fsm.effects.hypervisor.argv import uuid_of
 from kata_fsm.effects.process import Identity
 from kata_fsm.world import RUN_DIR, Paths, run_dir, state_dir
 
-PROCESSES = ("supervisor", "shim", "qemu", "virtiofsd")
-"""Kinds of traces that are processes, in the order in which they are ended: whoever could start others first."""
+PROCESSES = ("shim", "supervisor", "qemu", "virtiofsd")
+"""Kinds of traces that are processes, in the order in which they are ended: whoever would start others first."""
 
 _UID_CHARS = 12
 
