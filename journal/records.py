@@ -6,7 +6,7 @@ text, and the text holds the digest of the record before it. The text is never r
 stored. `kind` and `type` are free words here, so a reader shows those of a later version as they are. See FORMAT.md.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -99,6 +99,10 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         return decode_object(self.body)
 
 
+UPCASTERS: dict[int, Callable[[Record], Record]] = {}
+"""From a version of records to the next one: what a reader makes of an older record, after its digest was checked. Each
+gives a record whose `v` is one more; what is stored stays as it is. Version 1 is the first."""
+
 _ENCODER = msgspec.json.Encoder()
 _RECORD = msgspec.json.Decoder(Record)
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
@@ -172,7 +176,7 @@ def unseal_sound(values: Sequence[bytes], seqs: Sequence[int]) -> list[Record]:
     except _UNREADABLE:
         return []
     for record, digest, seq in zip(records, digests, seqs, strict=True):
-        if record.seq != seq or record.v > RECORD_VERSION:
+        if record.seq != seq or record.v != RECORD_VERSION:
             return []
         force_setattr(record, "digest", digest)
     return records
@@ -201,6 +205,11 @@ def parse(text: bytes, seq: int) -> Record:
         raise JournalDamaged(f"record `{seq}` cannot be decoded: {error}", seq=seq) from error
     if record.v > RECORD_VERSION:
         raise _newer(seq, record.v)
+    while record.v < RECORD_VERSION:
+        upcast = UPCASTERS.get(record.v)
+        if upcast is None:
+            raise JournalDamaged(f"record `{seq}` has version `{record.v}`, which there never was", seq=seq)
+        record = upcast(record)
     return record
 
 
