@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from kata_fsm.errors import EXIT_FAILED, EXIT_PENDING, CallerError, NotFoundError, UsageError, WorldError
+from kata_fsm.errors import EXIT_FAILED, EXIT_PENDING, EXIT_READ_ONLY, CallerError, NotFoundError, UsageError, WorldError
 from kata_fsm.replay.arguments import Parser, put
 
 if TYPE_CHECKING:
@@ -89,10 +89,12 @@ def _survey() -> Survey:
     with map_errors():
         found = survey(WORLD, WORLD.host_id())
     if found.foreign:
-        raise WorldError(
+        error = WorldError(
             f"journal `{journal_dir()}` belongs to `{found.foreign}`, and this is `{WORLD.host_id()}`",
-            hint="it can be replayed; `kata-fsm journal adopt` takes it over",
+            hint="it can be read and replayed here",
         )
+        error.exit_code = EXIT_READ_ONLY
+        raise error
     return found
 
 
