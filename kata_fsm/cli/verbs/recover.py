@@ -13,7 +13,15 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from kata_fsm.errors import EXIT_FAILED, EXIT_PENDING, EXIT_READ_ONLY, CallerError, NotFoundError, UsageError, WorldError
+from kata_fsm.errors import (
+    EXIT_FAILED,
+    EXIT_PENDING,
+    EXIT_READ_ONLY,
+    CallerError,
+    NotFoundError,
+    UsageError,
+    WorldError,
+)
 from kata_fsm.replay.arguments import Parser, put
 
 if TYPE_CHECKING:
