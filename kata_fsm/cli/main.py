@@ -40,7 +40,7 @@ VERBS: dict[str, str] = {
 }
 """Every verb and its line in the help; the module is `kata_fsm.cli.verbs.VERB`."""
 
-READERS = ("replay", "journal", "audit")
+READERS = ("replay", "journal", "audit", "recover")
 """Verbs of people that read whatever journal they are pointed at, in a process of their own (see guarded.py)."""
 
 ROLES: dict[str, str] = {"supervisor": "kata_fsm.supervisor.main", "shim": "kata_fsm.shim"}
