@@ -71,6 +71,8 @@ class SimShim:
         while trio.current_time() - gone_since < SHIM_RECONNECT_S:
             life = self._universe.lives.get(self.stream)
             line = None if life is None else life.connect()
+            if self._universe.calm:
+                gone_since = trio.current_time()  # it is kept from starting one
             if line is None:
                 if life is None and not self._universe.calm and trio.current_time() >= restart_at:
                     if not served_once and not self._universe.host.ledger.has("directory", self._uid):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kata_fsm.machines import Moved, Pod, check, container, evolve, process, sandbox
+from kata_fsm.machines import Moved, Pod, agent, check, container, evolve, process, sandbox
 from kata_fsm.machines.coupling import next_move
 from kata_fsm.machines.pod import INIT, TABLES
 from kata_fsm.machines.vocab import CAUSES, EXIT_UNKNOWN
@@ -112,9 +112,9 @@ class Truth:
                         self._wrong(stream, f"output {number} of {subject} was lost or doubled: {data!r}")
 
     def _deaf(self, stream: str) -> bool:
-        """Nobody can learn anything from the guest any more."""
-        guest = self._universe.guest_of(stream)
-        return guest is None or guest.off or guest.silent
+        """Nobody can learn anything from the guest any more: it is off, silent, or dismissed and about to be switched off."""
+        guest, (pod, _) = self._universe.guest_of(stream), self._folded[stream]
+        return guest is None or guest.off or guest.silent or pod.agent.state in agent.OVER
 
     def _container(self, stream: str, subject: str, unit: Unit) -> None:
         guest = self._universe.guest_of(stream)

@@ -19,6 +19,7 @@ import msgspec
 from kata_fsm.errors import Bug, UsageError
 from kata_fsm.testing.sim.campaign import Parameters, Tally, explore, numbers
 from kata_fsm.testing.sim.lives import Rewire
+from kata_fsm.testing.sim.programs import parse, show
 from kata_fsm.world import repository_root
 
 
@@ -83,7 +84,10 @@ def _answer(process: subprocess.Popen[bytes]) -> Tally | None:
         return None
     if process.returncode:
         raise Bug(f"a worker of the campaign ended with {process.returncode}")
-    return msgspec.json.decode(out, type=Tally)
+    tally = msgspec.json.decode(out, type=Tally)
+    if tally.failure is not None:  # JSON has no tuples
+        tally.failure.program, tally.failure.shrunk = parse(show(tally.failure.program)), parse(show(tally.failure.shrunk))
+    return tally
 
 
 def merged(tallies: list[Tally]) -> Tally:
