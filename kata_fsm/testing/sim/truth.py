@@ -112,7 +112,7 @@ class Truth:
                         self._wrong(stream, f"output {number} of {subject} was lost or doubled: {data!r}")
 
     def _deaf(self, stream: str) -> bool:
-        """Nobody can learn anything from the guest any more: it is off, silent, or dismissed and about to be switched off."""
+        """Nobody can learn anything from the guest any more: it is off, silent, or dismissed and about to be off."""
         guest, (pod, _) = self._universe.guest_of(stream), self._folded[stream]
         return guest is None or guest.off or guest.silent or pod.agent.state in agent.OVER
 
