@@ -36,6 +36,7 @@ VERBS: dict[str, str] = {
     "replay": "tell the story of a sandbox from the journal",
     "journal": "inspect and verify the journal",
     "audit": "export who did what",
+    "fuzz": "run random lives in a simulated world, and look for what does not hold",
     "version": "print the version",
 }
 """Every verb and its line in the help; the module is `kata_fsm.cli.verbs.VERB`."""
