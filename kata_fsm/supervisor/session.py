@@ -195,6 +195,7 @@ class Session:
         """Hand over one output to its end: everything before `offset` has gone into some shim's pipe."""
         shim = await self._await_shim()
         offset = shim.delivered[stream] if shim is not None else 0
+        self._handed_over[stream] = offset  # to a former supervisor's shim: it counts
         bulk = Bulk()
         while True:
             try:

@@ -82,7 +82,12 @@ def test_what_was_found_once_holds(name: str) -> None:
 
 def test_a_seed_repeats_a_run_to_the_byte(journal: Journal) -> None:
     """Ids, times, the order of everything: the journals of two runs are the same."""
-    program: Program = [*COMMONEST["an exec"][:3], ("crash", 0), ("fault", 3, 1), ("race", ("exec", 0, 0), ("force", 0, 0))]
+    program: Program = [
+        *COMMONEST["an exec"][:3],
+        ("crash", 0),
+        ("fault", 3, 1),
+        ("race", ("exec", 0, 0), ("force", 0, 0)),
+    ]
     heads = set()
     for _ in range(3):
         with scratch() as directory, opened(directory) as other:

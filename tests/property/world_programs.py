@@ -58,7 +58,11 @@ def _call(method: str, fault: str) -> Op:
 
 
 FOUND: dict[str, Program] = {
-    "a pause whose answer was lost was said to have failed": [*_RUNNING, _fault("container.pause", "lost"), ("pause", 0, 0)],
+    "a pause whose answer was lost was said to have failed": [
+        *_RUNNING,
+        _fault("container.pause", "lost"),
+        ("pause", 0, 0),
+    ],
     "so was one whose connection broke": [*_RUNNING, _call("PauseContainer", "broken-after"), ("pause", 0, 0)],
     "a resumption, too": [*_RUNNING, ("pause", 0, 0), _call("ResumeContainer", "unanswered"), ("resume", 0, 0)],
     "an exec whose answer was lost ran on unknown": [*_RUNNING, _call("ExecProcess", "unanswered"), ("exec", 0, 0)],

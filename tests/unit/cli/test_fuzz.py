@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-PLANT = '''
+PLANT = """
 def forget(wiring):
     handler = wiring.handlers["container.discard"].handler
 
@@ -18,7 +18,7 @@ def forget(wiring):
         return {}
 
     handler.perform = perform
-'''
+"""
 
 
 def test_it_says_what_it_runs_before_it_does(command: Any) -> None:

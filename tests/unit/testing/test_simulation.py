@@ -186,7 +186,9 @@ def test_a_program_survives_its_text() -> None:
         assert programs.parse(programs.show(program)) == program
 
 
-@pytest.mark.parametrize("text", ["", "[", "[1]", "[('bogus',)]", "[('race', ('create', 0), ('no',))]", "__import__('os')"])
+@pytest.mark.parametrize(
+    "text", ["", "[", "[1]", "[('bogus',)]", "[('race', ('create', 0), ('no',))]", "__import__('os')"]
+)
 def test_what_is_no_program_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not a program"):
         programs.parse(text)
