@@ -108,3 +108,6 @@ UNPLUG_S = 5.0
 # Between QEMU's death and the end of what it had sent there are microseconds; this only bounds a wait that must not hang.
 QEMU_LAST_WORDS_S = 1.0
 QMP_RECONNECT_S = 1.0
+
+# A namespace's routes and neighbours are recorded with its sandbox: a record holds 1 MiB, an entry some 150 bytes.
+NETWORK_ENTRIES_MAX = 1024

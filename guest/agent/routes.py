@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Message = dict[str, Any]
 
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 7, 8, 15
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
 _RTAX_MTU = 2
 _TABLE_MAIN = 254
 _PROTO_KERNEL, _PROTO_BOOT, _PROTO_RA = 2, 3, 9
@@ -40,6 +40,7 @@ class Route:
         self.destination = attributes.get(_RTA_DST, b"")
         self.gateway = attributes.get(_RTA_GATEWAY, b"")
         self.source = attributes.get(_RTA_PREFSRC, b"")
+        self.metric = netlink.number(attributes.get(_RTA_PRIORITY, b""))
         self.index = netlink.number(attributes.get(_RTA_OIF, b""))
         metrics = netlink.parse_attributes(attributes.get(_RTA_METRICS, b""), 0)
         self.mtu = netlink.number(metrics.get(_RTAX_MTU, b""))
@@ -59,6 +60,7 @@ class Route:
             "family": _V6 if self.family == AF_INET6 else 0,
             "flags": self.flags & _RTNH_F_ONLINK,  # the others tell of the moment
             "mtu": self.mtu,
+            "metric": self.metric,
         }
 
 
@@ -117,6 +119,8 @@ def _delete(kernel: Netlink, route: Route) -> None:
         attributes.append((_RTA_DST, route.destination))
     if route.gateway:
         attributes.append((_RTA_GATEWAY, route.gateway))
+    if route.metric:
+        attributes.append((_RTA_PRIORITY, netlink.u32(route.metric)))
     try:
         kernel.change(netlink.DELETE_ROUTE, 0, body, attributes)
     except NetlinkError as error:
@@ -136,6 +140,8 @@ def _add(kernel: Netlink, entry: Message, indexes: dict[str, int]) -> None:
         if entry.get(name):
             value = netlink.address_bytes(entry[name])[1]
             attributes.append((number, value))
+    if entry.get("metric"):
+        attributes.append((_RTA_PRIORITY, netlink.u32(entry["metric"])))
     if entry.get("mtu"):
         attributes.append((_RTA_METRICS, netlink.pack_attribute(_RTAX_MTU, netlink.u32(entry["mtu"]))))
     scope = entry.get("scope", 0)

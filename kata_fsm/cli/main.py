@@ -25,6 +25,7 @@ VERBS: dict[str, str] = {
     "pause": "pause a container",
     "resume": "resume a paused container",
     "update": "change a container's resources",
+    "network": "show and change the network of a running pod",
     "events": "print a container's resource use",
     "features": "print what this runtime supports, as runtime-spec features JSON",
     "spec": "write a config.json to start from",
@@ -34,6 +35,9 @@ VERBS: dict[str, str] = {
     "version": "print the version",
 }
 """Every verb and its line in the help; the module is `kata_fsm.cli.verbs.VERB`."""
+
+_ALIASES = {"kata-network": "network"}
+"""As Kata 1.x calls it."""
 
 ROLES: dict[str, str] = {"supervisor": "kata_fsm.supervisor.main", "shim": "kata_fsm.shim"}
 """The long-lived processes, which are the same command; their modules have `main(argv) -> int`."""
@@ -144,6 +148,7 @@ def _act(action: str) -> int:
 
 def _dispatch(argv: list[str], context: Context) -> int:
     verb, rest = parse_globals(argv, context)
+    verb = _ALIASES.get(verb, verb)
     context.verb = verb
     if verb in VERBS:
         name = "kata_fsm.cli.verbs." + verb

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from kata_fsm.errors import IllegalTransition, NotFoundError
-from kata_fsm.machines import agent, container, coupling, process, sandbox, share, vm
+from kata_fsm.machines import agent, container, coupling, network, process, sandbox, share, vm
 from kata_fsm.machines.intents import intent_of
 from kata_fsm.machines.pod import TABLES, Pod, container_of, evolve, init_of
 from kata_fsm.machines.vocab import (
@@ -22,6 +22,7 @@ from kata_fsm.machines.vocab import (
     AgentLost,
     AttachShim,
     Cause,
+    ChangeNetwork,
     Command,
     CreateContainer,
     CreateSandbox,
@@ -52,6 +53,8 @@ _DONE_TRIGGER: dict[str, tuple[str, str]] = {
     "hypervisor.launch": ("vm", "launched"),
     "hypervisor.stop": ("vm", "gone"),
     "network.attach": ("network", "attached"),
+    "network.plug": ("network", "plugged"),
+    "network.change": ("network", "changed"),
     "network.detach": ("network", "detached"),
     "share.prepare": ("share", "prepared"),
     "share.plug": ("share", "plugged"),
@@ -75,6 +78,7 @@ _DONE_TRIGGER: dict[str, tuple[str, str]] = {
 _FAILURE_CAUSE: dict[str, str] = {
     "hypervisor.launch": "create_failed",
     "network.attach": "create_failed",
+    "network.plug": "create_failed",
     "share.prepare": "create_failed",
     "share.plug": "create_failed",
     "agent.connect": "create_failed",
@@ -244,7 +248,7 @@ def _retry_stuck(draw: _Draw) -> None:
     """Whoever asks for the end again makes every failed clean-up be tried again."""
     for machine, state, trigger in (
         ("vm", vm.STUCK, "stop"),
-        ("network", "stuck", "detach"),
+        ("network", network.STUCK, "detach"),
         ("share", share.STUCK, "release"),
     ):
         if draw.pod.unit(machine, "").state == state:
@@ -252,6 +256,14 @@ def _retry_stuck(draw: _Draw) -> None:
     for subject, unit in list(draw.pod.containers.items()):
         if unit.state == container.STUCK:
             draw.fire("container", "unstage", subject)
+
+
+def _change_network(draw: _Draw, command: ChangeNetwork) -> None:
+    pod = draw.pod
+    if pod.sandbox.state not in (sandbox.CREATING, sandbox.READY) or pod.network.state != network.PLUGGED:
+        what = f"the network of sandbox `{pod.id}` cannot be changed"
+        raise _illegal("network", pod.id, pod.network.state, "change", what)
+    draw.fire("network", "change", facts={"change": command.change})
 
 
 def _stop_sandbox(draw: _Draw, command: StopSandbox) -> None:
@@ -282,6 +294,7 @@ _COMMANDS: dict[type[Any], Any] = {
     Kill: _kill,
     Update: _update,
     Delete: _delete,
+    ChangeNetwork: _change_network,
     StopSandbox: _stop_sandbox,
     AbandonProcess: _abandon,
 }

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A NIC on a tap, plugged into and out of a running QEMU. Idempotent: what is there already is fine.
+
+The tap's descriptors are passed to QEMU (`getfd`), which may therefore run in any network namespace and needs no right to
+make taps. Names: `nic<slot>` the device, `net<slot>` its back end, `rp<slot>` the bus (`rp0` is the file share's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import trio
+
+from kata_fsm import errors, limits
+from kata_fsm.effects.hypervisor.hotplug import PERIPHERAL, has_device
+from kata_fsm.effects.hypervisor.qmp import Monitor, QmpRefused
+
+_DEVICE = "nic"
+
+
+def device(slot: int) -> str:
+    """The NIC's id in QEMU."""
+    return f"{_DEVICE}{slot}"
+
+
+def _backend(slot: int) -> str:
+    return f"net{slot}"
+
+
+def backend_arguments(slot: int, names: Sequence[str], vhost: Sequence[str]) -> dict[str, Any]:
+    """Arguments of `netdev_add` for passed descriptors, one name for each queue pair. Pure."""
+    plural = len(names) > 1
+    found: dict[str, Any] = {"type": "tap", "id": _backend(slot), "fds" if plural else "fd": ":".join(names)}
+    if vhost:
+        found["vhost"] = True
+        found["vhostfds" if plural else "vhostfd"] = ":".join(vhost)
+    return found
+
+
+def device_arguments(slot: int, mac: str, queues: int) -> dict[str, Any]:
+    """Arguments of `device_add`. Pure. A vector for each direction of each queue, one for control and one for changes."""
+    found: dict[str, Any] = {
+        "driver": "virtio-net-pci",
+        "id": device(slot),
+        "netdev": _backend(slot),
+        "mac": mac,
+        "bus": f"rp{slot}",
+        "romfile": "",  # nobody boots from it
+    }
+    if queues > 1:
+        found.update({"mq": True, "vectors": 2 * queues + 2})
+    return found
+
+
+async def slots(monitor: Monitor) -> list[int]:
+    """The slots of all NICs that QEMU has."""
+    listing: list[dict[str, Any]] = await monitor.command("qom-list", {"path": PERIPHERAL})
+    names = [str(entry["name"]) for entry in listing]
+    numbers = [name.removeprefix(_DEVICE) for name in names if name.startswith(_DEVICE)]
+    return sorted(int(number) for number in numbers if number.isdecimal())
+
+
+async def plug(monitor: Monitor, *, slot: int, mac: str, fds: Sequence[int], vhost: Sequence[int]) -> bool:
+    """Plug a NIC whose tap has the queues `fds` (which stay the caller's to close); False if it was there already.
+
+    A back end left without its device by a crash between the two commands is replaced. Raises EffectError.
+    """
+    if await has_device(monitor, device(slot)):
+        return False
+    await _forget(monitor, slot)
+    names = {f"{device(slot)}q{number}": fd for number, fd in enumerate(fds)}
+    vhost_names = {f"{device(slot)}v{number}": fd for number, fd in enumerate(vhost)}
+    for name, fd in (names | vhost_names).items():
+        await monitor.pass_fd(name, fd)
+    try:
+        await monitor.command("netdev_add", backend_arguments(slot, list(names), list(vhost_names)))
+    except QmpRefused:
+        for name in names | vhost_names:
+            await _quietly(monitor, "closefd", {"fdname": name})
+        raise
+    try:
+        await monitor.command("device_add", device_arguments(slot, mac, len(fds)))
+    except QmpRefused as error:
+        await _forget(monitor, slot)
+        raise _no_bus(error, slot) from error
+    return True
+
+
+def _no_bus(error: QmpRefused, slot: int) -> errors.EffectError:
+    if "Bus " not in error.message or "not found" not in error.message:
+        return error
+    return errors.EffectError(
+        error.phase,
+        f"the virtual machine has no bus left for its NIC number `{slot}`",
+        evidence=error.evidence,
+        hint="raise `hypervisor.qemu.pcie_root_port`",
+    )
+
+
+async def unplug(monitor: Monitor, slot: int, *, limit_s: float = limits.UNPLUG_S) -> bool:
+    """Unplug it and wait until the guest has let it go; False if it was not there. Raises TimeoutExceeded."""
+    name = device(slot)
+    if not await has_device(monitor, name):
+        await _forget(monitor, slot)
+        return False
+    await _quietly(monitor, "device_del", {"id": name})  # QEMU refuses it a second time while the first is under way
+    with trio.move_on_after(limit_s):
+        while await has_device(monitor, name):
+            await trio.sleep(limits.QMP_RETRY_S)
+        await _forget(monitor, slot)
+        return True
+    raise errors.TimeoutExceeded("unplug", f"the guest did not let `{name}` go within {limit_s:g} s")
+
+
+async def _forget(monitor: Monitor, slot: int) -> None:
+    await _quietly(monitor, "netdev_del", {"id": _backend(slot)})
+
+
+async def _quietly(monitor: Monitor, command: str, arguments: dict[str, object]) -> None:
+    try:
+        await monitor.command(command, arguments)
+    except QmpRefused:
+        pass  # it is not there
