@@ -73,7 +73,7 @@ class NetworkChange(Plugger):
         fresh = [interface for interface in wanted.interfaces if before.get(interface.slot) != interface]
         await self._inside(lambda: namespace.join(uid, model, fresh))
         for interface in fresh:
-            await self.plug(interface)
+            await self.plug(model, interface)
             await told.tell_interface(self.link, interface)
         if not by_hand:
             await told.tell_routes(self.link, wanted.routes)

@@ -72,9 +72,9 @@ class _Handler:
 class NetworkAttach(_Handler):
     """`network.attach`. Params: {"netns": path that the spec names, or "", "model": `none`, `tcfilter` or `macvtap`}.
 
-    Result: {"netns": path, "created": bool, "model": str}, and with the model `none` {"unserved": [interfaces up in a given
-    namespace, which the guest will not have], "warning": str, only with such}, with another {"interfaces", "routes",
-    "neighbours"} as in `model.Network`, each interface with its slot. Phases of failure: netns, scan, tap, join.
+    Result: {"netns": the path by which we hold it, "created": bool, "model": str}, and with the model `none` {"unserved":
+    [interfaces up in a given namespace, which the guest will not have], "warning": str, only with such}, with another
+    {"interfaces", "routes", "neighbours"} as in `model.Network`, each interface with its slot. Phases of failure: netns, scan, tap, join.
     """
 
     async def perform(self, intent: Intent) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class NetworkAttach(_Handler):
         uid, settings = self.paths.uid, self.settings
         network = await self._inside(lambda: namespace.look(uid, settings, Network()))
         await self._inside(lambda: namespace.join(uid, model, network.interfaces))
-        return self._result(given, False, model, network, [])
+        return self._result(self.paths.netns, False, model, network, [])
 
     async def _make(self) -> str:
         path = self.paths.netns
@@ -169,12 +169,12 @@ class Plugger(_Handler):
         self.monitor = monitor
         self.link = link
 
-    async def plug(self, interface: Interface) -> bool:
+    async def plug(self, model: str, interface: Interface) -> bool:
         """Give the guest the NIC of a joined interface; False if it had it. Raises EffectError."""
         if await has_device(self.monitor, nic.device(interface.slot)):
             return False
         uid, settings = self.paths.uid, self.settings
-        fds, vhost = await self._inside(lambda: namespace.open_queues(uid, interface, settings))
+        fds, vhost = await self._inside(lambda: namespace.open_queues(uid, model, interface, settings))
         try:
             return await nic.plug(self.monitor, slot=interface.slot, mac=interface.mac, fds=fds, vhost=vhost)
         finally:
@@ -194,7 +194,7 @@ class NetworkPlug(Plugger):
         if not network.interfaces:
             return {"nics": []}
         for interface in network.interfaces:
-            await self.plug(interface)
+            await self.plug(self._model(intent), interface)
         await told.tell(self.link, network)
         return {"nics": [nic.device(interface.slot) for interface in network.interfaces]}
 

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Joining an interface to its tap, both ways, without changing the interface: Kata's `tcfilter`.
+"""Joining an interface to its tap, both ways, without changing the interface.
 
-Each of the two gets an ingress qdisc with one filter that matches everything and redirects it to the other's egress
-(virtcontainers/network_linux.go, setupTCFiltering). The filter is `u32` with an empty match, as in Kata, which more kernels
-have than `matchall`. A redirect at ingress comes before bridges, firewalls and the namespace's own protocols, so nothing
-in the namespace answers in the guest's place.
+`tcfilter`: each of the two gets an ingress qdisc with one filter that matches everything and redirects it to the other's
+egress (virtcontainers/network_linux.go, setupTCFiltering). The filter is `u32` with an empty match, as in Kata, which more
+kernels have than `matchall`. A redirect at ingress comes before bridges, firewalls and the namespace's own protocols, so
+nothing in the namespace answers in the guest's place.
 
 What is found again without memory: a tap by its name, the interface that it belongs to by its alias, our filter by where it
 redirects to. An interface that has an ingress qdisc already is refused, since it is somebody else's and can only be there
 once; so one that is found beside our tap is ours, unless it holds filters that are not.
+
+`macvtap`: the tap is a macvtap on top of the interface, in passthru mode, which hands it every frame. Kata uses bridge mode
+and therefore gives the interface another MAC address and takes its addresses away (xConnectVMNetwork); in passthru mode
+both keep the same MAC address, the interface hears nothing while the macvtap is there, and nothing has to be put back.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from kata_fsm.effects.network import tap
 from kata_fsm.effects.network.model import Interface
 
 INGRESS = 0xFFFF0000
+MACVTAP = "macvtap"
 _ALIAS = "kata-fsm sandbox {uid}, joined to {index} {name}"
 _ETH_P_ALL = 0x0003
 _QDISCS_AT_INGRESS = ("ingress", "clsact")
@@ -35,7 +40,10 @@ class Tap:
         self.index = int(link["index"])
         self.name = str(link.get_attr("IFLA_IFNAME"))
         number, _, self.of_name = str(link.get_attr("IFLA_IFALIAS") or "").partition("joined to ")[2].partition(" ")
-        self.of = int(number) if number.isdecimal() else 0
+        info = link.get_attr("IFLA_LINKINFO")
+        self.is_macvtap = info is not None and info.get_attr("IFLA_INFO_KIND") == MACVTAP
+        lower = link.get_attr("IFLA_LINK") if self.is_macvtap else None
+        self.of = int(lower) if lower else int(number) if number.isdecimal() else 0
 
     def names(self, netlink: Any) -> bool:
         """Whether the interface it belongs to is still the one of that name."""
@@ -64,8 +72,13 @@ def join(netlink: Any, uid: str, model: str, interface: Interface) -> None:
         part(netlink, existing)
         existing = None
     if existing is None:
-        _require_free(netlink, interface)
-        existing = _make(netlink, uid, interface)
+        existing = (_make_macvtap if model == MACVTAP else _make)(netlink, uid, interface)
+    if not existing.is_macvtap:
+        _redirect_both(netlink, interface, existing)
+    netlink.link("set", index=existing.index, mtu=interface.mtu, state="up")
+
+
+def _redirect_both(netlink: Any, interface: Interface, existing: Tap) -> None:
     for here, there in ((interface.index, existing.index), (existing.index, interface.index)):
         if not _has_ingress(netlink, here):
             netlink.tc("add", "ingress", index=here, handle=INGRESS)
@@ -74,12 +87,11 @@ def join(netlink: Any, uid: str, model: str, interface: Interface) -> None:
             # A key without bits matches everything; the class is what pyroute2 insists on, and an ingress qdisc has none.
             match = {"keys": ["0x0/0x0+0"], "target": 1, "action": [action]}
             netlink.tc("add-filter", "u32", index=here, parent=INGRESS, protocol=_ETH_P_ALL, **match)
-    netlink.link("set", index=existing.index, mtu=interface.mtu, state="up")
 
 
 def part(netlink: Any, found: Tap) -> None:
     """Undo `join`, whole or half done: first what was added to the interface, the tap last."""
-    if found.of and _exists(netlink, found.of):
+    if found.of and not found.is_macvtap and _exists(netlink, found.of):
         _part_interface(netlink, found)
     netlink.link("del", index=found.index)
 
@@ -92,7 +104,33 @@ def part_all(netlink: Any, uid: str, *, but: Iterable[int] = ()) -> list[str]:
     return [each.name for each in gone]
 
 
+def _make_macvtap(netlink: Any, uid: str, interface: Interface) -> Tap:
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    name = tap.name(uid, interface.slot)
+    queues = {"num_tx_queues": interface.queues, "num_rx_queues": interface.queues}
+    try:
+        netlink.link("add", ifname=name, kind=MACVTAP, link=interface.index, macvtap_mode="passthru", **queues)
+    except NetlinkError as error:
+        raise errors.EffectError(
+            "join",
+            f"interface `{interface.name}` (a `{interface.kind}`) takes no macvtap: {os.strerror(error.code)}",
+            evidence={"interface": interface.name, "errno": error.code},
+            hint="set `runtime.internetworking_model` to `tcfilter`",
+        ) from error
+    alias = _ALIAS.format(uid=uid, index=interface.index, name=interface.name)
+    (index,) = netlink.link_lookup(ifname=name)
+    netlink.link("set", index=index, ifalias=alias)
+    _silence(name)
+    return _find(netlink, uid, interface.slot)
+
+
+def _find(netlink: Any, uid: str, slot: int) -> Tap:
+    return next(each for each in taps(netlink, uid) if each.slot == slot)
+
+
 def _make(netlink: Any, uid: str, interface: Interface) -> Tap:
+    _require_free(netlink, interface)
     name = tap.name(uid, interface.slot)
     fd = tap.open_queue(name, multi=interface.queues > 1)
     try:
@@ -103,7 +141,7 @@ def _make(netlink: Any, uid: str, interface: Interface) -> Tap:
         tap.keep(fd)
     finally:
         os.close(fd)
-    return next(each for each in taps(netlink, uid) if each.slot == interface.slot)
+    return _find(netlink, uid, interface.slot)
 
 
 def _silence(name: str) -> None:
@@ -146,7 +184,7 @@ def _part_interface(netlink: Any, found: Tap) -> None:
         netlink.tc("del", "ingress", index=found.of, handle=INGRESS)
         return
     for priority in ours:  # somebody has added filters of his own: they stay, and so does the qdisc
-        netlink.tc("del-filter", "u32", index=found.of, parent=INGRESS, protocol=_ETH_P_ALL, prio=priority)
+        netlink.tc("del-filter", "u32", index=found.of, parent=INGRESS, protocol=_ETH_P_ALL, prio=priority, target=1)
 
 
 def _priority(message: Any) -> int:

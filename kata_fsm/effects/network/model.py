@@ -69,7 +69,7 @@ class Network(msgspec.Struct, frozen=True):
 
     def to_facts(self) -> dict[str, Any]:
         """As recorded."""
-        facts: dict[str, Any] = msgspec.to_builtins(self)
+        facts: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))  # lists, as a record gives them back
         return facts
 
     def on(self, interfaces: Iterable[Interface]) -> Network:

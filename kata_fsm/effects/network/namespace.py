@@ -62,13 +62,15 @@ def part(uid: str, *, but: Iterable[int] = ()) -> list[str]:
         return joining.part_all(netlink, uid, but=but)
 
 
-def open_queues(uid: str, interface: Interface, settings: HypervisorSettings) -> tuple[list[int], list[int]]:
+def open_queues(
+    uid: str, model: str, interface: Interface, settings: HypervisorSettings
+) -> tuple[list[int], list[int]]:
     """Descriptors of the interface's tap, one for each queue pair, and as many of vhost-net or none. Raises EffectError."""
     fds: list[int] = []
     vhost: list[int] = []
     try:
         for _ in range(interface.queues):
-            fds.append(tap.open_queue(tap.name(uid, interface.slot), multi=interface.queues > 1))
+            fds.append(_open_queue(model, tap.name(uid, interface.slot), multi=interface.queues > 1))
             opened = tap.open_vhost() if _uses_vhost(settings) else None
             if opened is not None:
                 vhost.append(opened)
@@ -77,6 +79,10 @@ def open_queues(uid: str, interface: Interface, settings: HypervisorSettings) ->
             os.close(fd)
         raise
     return fds, vhost
+
+
+def _open_queue(model: str, name: str, *, multi: bool) -> int:
+    return tap.open_macvtap(name) if model == joining.MACVTAP else tap.open_queue(name, multi=multi)
 
 
 def _uses_vhost(settings: HypervisorSettings) -> bool:

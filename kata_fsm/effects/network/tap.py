@@ -9,10 +9,13 @@ knows what it was made for. QEMU gets a descriptor of it and may run in any name
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
+import stat
 import struct
 
 from kata_fsm import errors
+from kata_fsm.effects import mounts
 from kata_fsm.effects.network.scan import PREFIX
 
 _TUNSETIFF = 0x400454CA
@@ -69,6 +72,28 @@ def open_queue(tap: str, *, multi: bool) -> int:
 def keep(fd: int) -> None:
     """Make the tap of `fd` outlive its descriptors."""
     fcntl.ioctl(fd, _TUNSETPERSIST, 1)
+
+
+def open_macvtap(tap: str) -> int:
+    """A descriptor of one queue pair of the macvtap `tap`. Raises EffectError.
+
+    The calling thread must be in its namespace, and must end soon: it gets a mount namespace of its own. The device file in
+    /dev is named by the interface's number, which two namespaces may both have given out; so its number is read from a
+    sysfs of this namespace, and the file made where nobody sees it.
+    """
+    try:
+        mounts.unshare(mounts.CLONE_NEWNS)
+        mounts.mount(None, "/", mounts.MS_REC | mounts.MS_PRIVATE)
+        mounts.mount_new("sysfs", "/sys")
+        (path,) = glob.glob(f"/sys/class/net/{tap}/macvtap/tap*/dev")
+        with open(path, encoding="ascii") as file:
+            major, minor = (int(number) for number in file.read().split(":"))
+        mounts.mount_new("tmpfs", "/sys")
+        os.mknod("/sys/tap", stat.S_IFCHR | 0o600, os.makedev(major, minor))
+        return os.open("/sys/tap", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it has no device number"
+        raise errors.EffectError("tap", f"cannot open the macvtap `{tap}`: {why}") from error
 
 
 def open_vhost() -> int | None:
