@@ -14,17 +14,6 @@ from typing import Any
 
 from kata_fsm.effects import netns
 
-_LIVELY = (
-    "ifi_stats",
-    "stats",
-    "stats64",
-    "ageing_timer",
-    "hello_timer",
-    "tcn_timer",
-    "topology_change_timer",
-    "gc_timer",
-)
-
 
 class Namespace:
     """One namespace below /run/netns. IPv6 addresses in it are usable at once."""
@@ -93,15 +82,15 @@ def _still(link: dict[str, Any]) -> dict[str, Any]:
     """A link without what changes by itself."""
     info = link.get("linkinfo", {})
     for each in (link, info.get("info_data", {}), info.get("info_slave_data", {})):
-        for name in _LIVELY:
-            each.pop(name, None)
+        for name in [name for name in each if name.startswith("stats") or name.endswith("timer")]:
+            del each[name]
     return link
 
 
-def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What differs between two dumps, line by line."""
+def changes(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """What differs between two dumps."""
     texts = [json.dumps(each, indent=1, sort_keys=True).splitlines() for each in (before, after)]
-    return list(difflib.unified_diff(*texts, "before", "after", n=8, lineterm=""))
+    return "\n".join(difflib.unified_diff(*texts, "before", "after", n=8, lineterm=""))
 
 
 def run(*argv: str, check: bool = True) -> str:

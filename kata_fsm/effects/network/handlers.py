@@ -74,7 +74,8 @@ class NetworkAttach(_Handler):
 
     Result: {"netns": the path by which we hold it, "created": bool, "model": str}, and with the model `none` {"unserved":
     [interfaces up in a given namespace, which the guest will not have], "warning": str, only with such}, with another
-    {"interfaces", "routes", "neighbours"} as in `model.Network`, each interface with its slot. Phases of failure: netns, scan, tap, join.
+    {"interfaces", "routes", "neighbours"} as in `model.Network`, each interface with its slot.
+    Phases of failure: netns, scan, tap, join.
     """
 
     async def perform(self, intent: Intent) -> dict[str, Any]:

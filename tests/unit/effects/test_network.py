@@ -68,12 +68,12 @@ async def test_attach_joins_what_is_there_and_detach_leaves_no_trace(place: Any,
     assert ours(pod) == [tap.name(UID, 1), tap.name(UID, 2)]
     there = pod.dump()
     assert await attach.perform(intent(pod, model)) == result  # after a crash before the outcome
-    assert not laboratory.changes(there, pod.dump())
+    assert laboratory.changes(there, pod.dump()) == ""
     assert (await detach.probe(intent(pod, model))).done is False
     assert (await detach.perform(intent(pod, model)))["parted"] == [tap.name(UID, 1), tap.name(UID, 2)]
     assert (await detach.probe(intent(pod, model))).done is True
     assert await detach.perform(intent(pod, model)) == {"removed": False}
-    assert not laboratory.changes(before, pod.dump())
+    assert laboratory.changes(before, pod.dump()) == ""
 
 
 HALVES = {
@@ -102,7 +102,7 @@ async def test_what_was_half_done_is_finished_or_taken_back(place: Any, pod: Nam
     for argv in HALVES[half]:
         pod(*argv)
     await detach.perform(intent(pod))
-    assert not laboratory.changes(before, pod.dump())
+    assert laboratory.changes(before, pod.dump()) == ""
 
 
 async def test_filters_of_somebody_else_stay(place: Any, pod: Namespace) -> None:
@@ -140,7 +140,7 @@ async def test_an_ingress_qdisc_of_somebody_else_is_refused(place: Any, pod: Nam
     with pytest.raises(errors.EffectError, match="`eth1` has an ingress qdisc already"):
         await attach.perform(intent(pod))
     await attach.undo(intent(pod))
-    assert not laboratory.changes(before, pod.dump())
+    assert laboratory.changes(before, pod.dump()) == ""
 
 
 async def test_a_namespace_that_vanished_is_cleaned_through_our_own_hold(place: Any, pod: Namespace) -> None:
@@ -179,7 +179,7 @@ async def test_a_tap_and_a_persistent_one_of_somebody_else(place: Any, pod: Name
     network = from_facts(await attach.perform(intent(pod)))
     assert ("tap0", "tun") in [(each.name, each.kind) for each in network.interfaces]
     await attach.undo(intent(pod))
-    assert not laboratory.changes(before, pod.dump())
+    assert laboratory.changes(before, pod.dump()) == ""
 
 
 async def test_ours_is_made_empty_for_every_model(place: Any) -> None:
