@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import cold, inside, memory, phases, reading, stdout
+from bench import cold, inside, memory, network, phases, reading, stdout
 from bench.kit import BenchError, Kit, machine
 from bench.report import Report, render
 
@@ -18,6 +18,7 @@ RUN: dict[str, tuple[Callable[[Kit, int], Report], int]] = {
     "exec": (inside.run, inside.RUNS),
     "reading": (reading.run, reading.RUNS),
     "memory": (memory.run, memory.RUNS),
+    "network": (network.run, network.RUNS),
     "stdout": (stdout.run, stdout.RUNS),
 }
 

@@ -53,8 +53,8 @@ Program = Sequence[Op]
 POD = "pod"
 CONTAINERS = (POD, "c1", "c2")
 STATUS_RANK = {"creating": 0, "created": 1, "running": 2, "paused": 2, "stopped": 3}
-ONCE = ("hypervisor.launch", "network.attach", "network.plug", "share.prepare", "share.plug", "agent.connect", "agent.configure",
-        "container.prepare", "container.create", "container.start", "process.exec")  # fmt: skip
+ONCE = ("hypervisor.launch", "network.attach", "network.plug", "share.prepare", "share.plug", "agent.connect",
+        "agent.configure", "container.prepare", "container.create", "container.start", "process.exec")  # fmt: skip
 """Effects that bring something into being: performed at most once per subject, whatever happens."""
 
 SETTLE_BOUND = 200

@@ -6,8 +6,8 @@ comment, `== title` begins another pod. An input after `~ ` is given without sho
 Set KATA_FSM_REWRITE=1 to rewrite the indented lines from what the code does now: only commit the rewrite if you
 understand it.
 
-    create [NETWORK-MODEL] | change WHAT | add C | attach P | exec C E | start C | pause C | resume C | kill C N | delete C [--force]
-    stop [--force] CAUSE | abandon P
+    create [NETWORK-MODEL] | add C | attach P | exec C E | start C | pause C | resume C | kill C N | delete C [--force]
+    stop [--force] CAUSE | abandon P | change WHAT
     done KIND [SUBJECT] | fail KIND [SUBJECT] | settle [N]      (settle: the outstanding effects succeed, and what follows)
     saw vm_died|agent_lost|share_died CAUSE | saw exited P CODE [CAUSE] | saw drained P | saw rebooted
     states
