@@ -135,3 +135,11 @@ def check_given(path: str) -> None:
         raise errors.EffectError("netns", f"the network namespace `{path}` cannot be used: {error.strerror}") from error
     if not right:
         raise errors.EffectError("netns", f"`{path}` is not a network namespace")
+
+
+def is_own(path: str) -> bool:
+    """Whether `path` names the network namespace of this process: the host's, as far as we are concerned."""
+    try:
+        return os.path.samestat(os.stat(path), os.stat("/proc/self/ns/net"))
+    except OSError:
+        return False

@@ -38,6 +38,12 @@ def _network(pod: Pod, _: str, __: Unit) -> Facts:
     return {"netns": config.get("netns") or "", "model": config.get("network_model", "none")}
 
 
+def _detach(pod: Pod, subject: str, unit: Unit) -> Facts:
+    """`late`: something may have been joined to a namespace that had nothing when it was attached."""
+    late = bool(unit.facts.get("interfaces")) or "change" in unit.facts
+    return {**_network(pod, subject, unit), **({"late": True} if late else {})}
+
+
 def _plug_network(pod: Pod, subject: str, unit: Unit) -> Facts:
     known = {name: unit.facts.get(name, []) for name in ("interfaces", "routes", "neighbours")}
     return {**_network(pod, subject, unit), **known}
@@ -109,7 +115,7 @@ PARAMS: dict[str, Derive] = {
     "network.attach": _network,
     "network.plug": _plug_network,
     "network.change": _change_network,
-    "network.detach": _network,
+    "network.detach": _detach,
     "share.prepare": _share,
     "share.plug": _share,
     "share.release": _share,

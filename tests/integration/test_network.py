@@ -68,6 +68,7 @@ def pair(lab: Lab) -> tuple[Namespace, Namespace]:
     out.address("far0", "10.61.0.1/24", "fd61::1/64")
     pod.ip("route", "add", "default", "via", "10.61.0.1", "metric", "77")
     pod.ip("-6", "route", "add", "default", "via", "fd61::1")
+    pod.settle("eth0")
     return pod, out
 
 
@@ -81,6 +82,7 @@ def test_two_sandboxes_over_a_bridge(kata: Kata, lab: Lab) -> None:
         lab.wire(pod, "eth0", switch, f"port{number}")
         switch.ip("link", "set", f"port{number}", "master", "br0", "up")
         pod.address("eth0", f"10.60.0.{number}/24", f"fd60::{number}/64")
+        pod.settle("eth0")
         pods.append(pod)
     before = [pod.dump() for pod in pods]
     serving = bundle(kata, "b1", pods[0], "/bin/httpd", "-f", "-p", "80", "-h", "/srv")
@@ -177,6 +179,7 @@ def test_several_interfaces_of_several_kinds(kata: Kata, lab: Lab) -> None:
     pod.ip("neigh", "add", "10.62.0.9", "lladdr", "02:00:00:00:00:09", "dev", "eth0", "nud", "permanent")
     pod.ip("route", "add", "10.99.0.0/16", "via", "10.62.1.1", "metric", "5", "mtu", "1300")
     pod.ip("route", "add", "10.98.0.0/16", "dev", "mv0", "scope", "link")
+    pod.settle("eth0", "br0", "mv0")
     before = pod.dump()
     kata.detached("c1", bundle(kata, "b", pod, *SLEEP))
     listed = {each["Name"]: each for each in json.loads(kata("network", "list-ifaces", "c1").stdout)}
@@ -219,6 +222,7 @@ def test_interfaces_come_and_go_while_the_pod_runs(kata: Kata, lab: Lab, tmp_pat
     lab.wire(pod, "eth1", out, "up1")
     pod.address("eth1", "10.63.0.2/24")
     out.address("up1", "10.63.0.1/24")
+    pod.settle("eth1")
     before = pod.dump()
     asked = tmp_path / "eth1.json"
     asked.write_text(json.dumps({"name": "eth1", "HwAddr": pod.mac("eth1"), "Mtu": 1350}))
@@ -248,6 +252,33 @@ def test_interfaces_come_and_go_while_the_pod_runs(kata: Kata, lab: Lab, tmp_pat
     assert "ingress" not in after["qdiscs"]
     assert [each["ifname"] for each in after["links"]] == ["lo", "eth1"]
     assert next(each for each in before["links"] if each["ifname"] == "eth1") in after["links"]
+
+
+def test_killed_while_the_network_is_changed(kata: Kata, lab: Lab, tmp_path: Path) -> None:
+    pod, out = pair(lab)
+    kata.detached("c1", bundle(kata, "b", pod, *SLEEP))
+    lab.wire(pod, "eth1", out, "far1")
+    pod.address("eth1", "10.63.0.2/24")
+    out.address("far1", "10.63.0.1/24")
+    before = len([name for name in pod.links() if name.startswith("k")])
+    asked = tmp_path / "eth1.json"
+    asked.write_text('{"Name": "eth1"}')
+    with kata.spawn("network", "add-iface", "c1", str(asked), stderr=subprocess.PIPE) as adding:
+        wait_until(lambda: len([name for name in pod.links() if name.startswith("k")]) > before, "a tap for eth1")
+        for pid in kata.processes("supervisor", "c1"):
+            os.kill(pid, signal.SIGKILL)
+        adding.communicate(timeout=LIMIT_S)
+
+    def there() -> bool:  # what was begun is finished by the next supervisor
+        listed = json.loads(kata("network", "list-ifaces", "c1").stdout)
+        return "eth1" in [each["Name"] for each in listed]
+
+    wait_until(there, "the guest has eth1")
+    assert pings(kata, "c1", "10.63.0.1")
+    assert pings(kata, "c1", "10.61.0.1")
+    kata("delete", "--force", "c1")
+    assert [name for name in pod.links() if name not in ("lo", "eth0", "eth1")] == []
+    assert "ingress" not in pod.tc("qdisc", "show")
 
 
 def test_a_namespace_of_ours_gets_its_interface_late(kata: Kata, lab: Lab) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from kata_fsm.effects import netns
+from tests.support.kata import wait_until
 
 
 class Namespace:
@@ -49,6 +50,13 @@ class Namespace:
         for each in addresses:
             self.ip("addr", "add", each, "dev", device)
         self.ip("link", "set", "dev", device, "up")
+
+    def settle(self, *devices: str) -> None:
+        """Wait until the kernel has given each its link-local address, which it does when both ends are up."""
+        for device in devices:
+            wait_until(
+                lambda device=device: "fe80:" in self.ip("-6", "addr", "show", "dev", device), f"`{device}` is up"
+            )
 
     def inside(self, work: Any) -> Any:
         """What `work` answers in a thread inside: a socket made there stays there."""

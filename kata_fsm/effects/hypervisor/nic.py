@@ -81,21 +81,10 @@ async def plug(monitor: Monitor, *, slot: int, mac: str, fds: Sequence[int], vho
         raise
     try:
         await monitor.command("device_add", device_arguments(slot, mac, len(fds)))
-    except QmpRefused as error:
+    except QmpRefused:
         await _forget(monitor, slot)
-        raise _no_bus(error, slot) from error
+        raise
     return True
-
-
-def _no_bus(error: QmpRefused, slot: int) -> errors.EffectError:
-    if "Bus " not in error.message or "not found" not in error.message:
-        return error
-    return errors.EffectError(
-        error.phase,
-        f"the virtual machine has no bus left for its NIC number `{slot}`",
-        evidence=error.evidence,
-        hint="raise `hypervisor.qemu.pcie_root_port`",
-    )
 
 
 async def unplug(monitor: Monitor, slot: int, *, limit_s: float = limits.UNPLUG_S) -> bool:

@@ -55,10 +55,11 @@ class _Handler:
         except OSError as error:
             raise errors.EffectError("netns", f"in the network namespace: {error.strerror or error}") from error
 
-    async def _leave(self) -> dict[str, Any]:
-        """Part what is joined, and let the namespace go; one of ours ends by that."""
+    async def _leave(self, intent: Intent) -> dict[str, Any]:
+        """Part what is joined, and let the namespace go. One of ours that never held anything just ends."""
         parted: list[str] = []
-        if os.path.lexists(self.paths.netns):
+        joined = self._model(intent) != NONE and (self._given(intent) or intent.params.get("late"))
+        if joined and os.path.lexists(self.paths.netns):
             try:
                 right = netns.is_network_namespace(self.paths.netns)
             except OSError:
@@ -74,8 +75,8 @@ class NetworkAttach(_Handler):
 
     Result: {"netns": the path by which we hold it, "created": bool, "model": str}, and with the model `none` {"unserved":
     [interfaces up in a given namespace, which the guest will not have], "warning": str, only with such}, with another
-    {"interfaces", "routes", "neighbours"} as in `model.Network`, each interface with its slot.
-    Phases of failure: netns, scan, tap, join.
+    {"interfaces", "routes", "neighbours"} as in `model.Network`, each interface with its slot, and "warning" if something of
+    the namespace is not carried to the guest. Phases of failure: netns, scan, tap, join.
     """
 
     async def perform(self, intent: Intent) -> dict[str, Any]:
@@ -86,11 +87,16 @@ class NetworkAttach(_Handler):
         netns.check_given(given)
         if model == NONE:
             return self._result(given, False, model, Network(), await self._unserved(given))
+        if netns.is_own(given):  # its interfaces are everybody's; Kata refuses it in the same words
+            message = f"`{given}` is the host's network namespace: host networking requested, not supported by runtime"
+            raise errors.EffectError("netns", message)
         await self._hold(given)
         uid, settings = self.paths.uid, self.settings
         network = await self._inside(lambda: namespace.look(uid, settings, Network()))
         await self._inside(lambda: namespace.join(uid, model, network.interfaces))
-        return self._result(self.paths.netns, False, model, network, [])
+        result = self._result(self.paths.netns, False, model, network, [])
+        uncarried = await self._inside(namespace.uncarried)
+        return {**result, "warning": "the guest will not have " + ", ".join(uncarried)} if uncarried else result
 
     async def _make(self) -> str:
         path = self.paths.netns
@@ -139,18 +145,20 @@ class NetworkAttach(_Handler):
 
     async def undo(self, intent: Intent) -> dict[str, Any]:
         """Part what was joined, and remove the namespace if we made it."""
-        return await self._leave()
+        return await self._leave(intent)
 
 
 class NetworkDetach(_Handler):
-    """`network.detach`: parts every tap from the namespace, and removes it if we made it. Params as for `network.attach`.
+    """`network.detach`: parts every tap from the namespace, and removes it if we made it.
+
+    Params: those of `network.attach`, and "late" (true) when a namespace of ours may hold something by now.
 
     Result: {"removed": bool, "parted": [names of taps], only with such}. A namespace that vanished took its taps along.
     """
 
     async def perform(self, intent: Intent) -> dict[str, Any]:
         """Part, unmount and remove."""
-        return await self._leave()
+        return await self._leave(intent)
 
     async def probe(self, intent: Intent) -> Observed:
         """Done when we hold no namespace: the taps go before it does."""
@@ -159,7 +167,7 @@ class NetworkDetach(_Handler):
 
     async def undo(self, intent: Intent) -> dict[str, Any]:
         """Nothing to take back: doing it again is always right."""
-        return await self._leave()
+        return await self._leave(intent)
 
 
 class Plugger(_Handler):

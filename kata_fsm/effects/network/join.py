@@ -17,6 +17,7 @@ both keep the same MAC address, the interface hears nothing while the macvtap is
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -91,9 +92,15 @@ def _redirect_both(netlink: Any, interface: Interface, existing: Tap) -> None:
 
 def part(netlink: Any, found: Tap) -> None:
     """Undo `join`, whole or half done: first what was added to the interface, the tap last."""
+    from pyroute2.netlink.exceptions import NetlinkError
+
     if found.of and not found.is_macvtap and _exists(netlink, found.of):
         _part_interface(netlink, found)
-    netlink.link("del", index=found.index)
+    try:
+        netlink.link("del", index=found.index)
+    except NetlinkError as error:
+        if error.code != errno.ENODEV:  # a macvtap goes with its interface, and that is somebody else's
+            raise
 
 
 def part_all(netlink: Any, uid: str, *, but: Iterable[int] = ()) -> list[str]:

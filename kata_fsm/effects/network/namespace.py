@@ -42,11 +42,31 @@ def names_up() -> list[str]:
     return sorted(names - {"lo"})
 
 
+def uncarried() -> list[str]:
+    """What belongs to the namespace's network and is not carried to a guest, in words."""
+    with _netlink() as netlink:
+        return scanning.uncarried(netlink)
+
+
 def look(uid: str, settings: HypervisorSettings, known: Network) -> Network:
     """What the guest should have: one of `known` keeps its slot, the others get free ones. Changes nothing."""
     with _netlink() as netlink:
         found = scanning.scan(netlink, own=tap.own(uid))
-    return found.on(_with_slots(found.interfaces, known.interfaces, _queues(settings)))
+    network = found.on(_with_slots(found.interfaces, known.interfaces, _queues(settings)))
+    require_buses(network, settings)
+    return network
+
+
+def require_buses(network: Network, settings: HypervisorSettings) -> None:
+    """Raises EffectError when the machine has not a bus for each NIC: said before it is plugged, not after the boot."""
+    buses, wanted = settings.root_ports - 1, max((each.slot for each in network.interfaces), default=0)
+    if wanted > buses:
+        names = ", ".join(f"`{each.name}`" for each in network.interfaces)
+        raise errors.EffectError(
+            "scan",
+            f"the machine has buses for `{buses}` NICs, the network namespace has {names}",
+            hint="raise `hypervisor.qemu.pcie_root_port`",
+        )
 
 
 def join(uid: str, model: str, interfaces: Iterable[Interface]) -> None:
@@ -74,6 +94,9 @@ def open_queues(
             opened = tap.open_vhost() if _uses_vhost(settings) else None
             if opened is not None:
                 vhost.append(opened)
+        if len(vhost) < len(fds):  # all or none: QEMU wants one for each
+            while vhost:
+                os.close(vhost.pop())
     except Exception:
         for fd in (*fds, *vhost):
             os.close(fd)

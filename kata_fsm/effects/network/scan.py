@@ -23,8 +23,10 @@ _ARPHRD_ETHER = 1
 _IPVLAN_L2 = 0
 _FAMILIES = {2: 4, 10: 6}  # AF_INET, AF_INET6
 _IFA_F_TEMPORARY, _IFA_F_DADFAILED = 0x01, 0x08
-_TABLE_MAIN = 254
+_TABLE_MAIN, _TABLE_LOCAL = 254, 255
 _UNICAST = 1
+_REJECTING = (6, 7, 8, 9)  # blackhole, unreachable, prohibit, throw
+_USUAL_RULES = (0, 32766, 32767)
 _PROTO_KERNEL = 2
 _SCOPE_LINK = 253
 _RTNH_F_ONLINK = 0x4
@@ -138,6 +140,26 @@ def _routes(netlink: Any, served: dict[int, str]) -> list[Route]:
             elif index in served:
                 found.append(_route(message, family, served[index]))
     return found
+
+
+def uncarried(netlink: Any) -> list[str]:
+    """Routing that the agent's calls have no words for: named, so that nobody has to find out."""
+    tables, rejecting = set(), 0
+    for number in _FAMILIES:
+        for message in netlink.get_routes(family=number):
+            table = int(message.get_attr("RTA_TABLE") or message["table"])
+            if table not in (_TABLE_MAIN, _TABLE_LOCAL):
+                tables.add(table)
+            elif table == _TABLE_MAIN and message["type"] in _REJECTING:
+                rejecting += 1
+    rules = sum(
+        (rule.get_attr("FRA_PRIORITY") or 0) not in _USUAL_RULES
+        for number in _FAMILIES
+        for rule in netlink.get_rules(family=number)
+    )
+    found = [f"routing table `{table}`" for table in sorted(tables)]
+    found += [f"`{rules}` routing rules"] if rules else []
+    return found + ([f"`{rejecting}` routes that reject"] if rejecting else [])
 
 
 def _require_single(message: Any, served: dict[int, str]) -> None:

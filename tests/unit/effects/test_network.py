@@ -11,9 +11,10 @@ import pytest
 
 from kata_fsm import errors
 from kata_fsm.effects import netns
+from kata_fsm.effects.hypervisor import nic
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
-from kata_fsm.effects.network import handlers, tap
-from kata_fsm.effects.network.model import from_facts
+from kata_fsm.effects.network import handlers, namespace, tap
+from kata_fsm.effects.network.model import Interface, from_facts
 from kata_fsm.effects.protocols import Intent
 from tests.support import lab as laboratory
 from tests.support.lab import Lab, Namespace
@@ -37,6 +38,7 @@ def pod(lab: Lab) -> Namespace:
         lab.wire(made, f"eth{number}", out, f"up{number}", mtu=1400)
         made.address(f"eth{number}", f"10.6{number}.0.2/24", f"fd6{number}::2/64")
         out.ip("link", "set", "dev", f"up{number}", "up")
+    made.settle("eth0", "eth1")
     made.ip("route", "add", "default", "via", "10.60.0.1", "metric", "7")
     made.ip("route", "add", "10.90.0.0/16", "via", "10.61.0.1", "src", "10.61.0.2")
     return made
@@ -171,6 +173,24 @@ async def test_what_cannot_be_served_is_named(place: Any, pod: Namespace) -> Non
     await attach.undo(intent(pod))
 
 
+async def test_the_hosts_own_namespace_is_refused(place: Any) -> None:
+    wanted = Intent("network.attach", "", {"netns": "/proc/self/ns/net", "model": "tcfilter"})
+    with pytest.raises(errors.EffectError, match="host networking requested, not supported by runtime"):
+        await handlers.NetworkAttach(place.paths, SETTINGS).perform(wanted)
+
+
+async def test_routing_that_no_guest_can_be_told_of_is_named(place: Any, pod: Namespace) -> None:
+    attach = handlers.NetworkAttach(place.paths, SETTINGS)
+    assert "warning" not in await attach.perform(intent(pod))
+    pod.ip("route", "add", "10.93.0.0/16", "via", "10.60.0.1", "table", "77")
+    pod.ip("rule", "add", "from", "10.60.0.2", "table", "77", "priority", "100")
+    pod.ip("route", "add", "blackhole", "10.92.0.0/16")
+    result = await attach.perform(intent(pod))
+    wanted = "the guest will not have routing table `77`, `1` routing rules, `1` routes that reject"
+    assert result["warning"] == wanted
+    await attach.undo(intent(pod))
+
+
 async def test_a_tap_and_a_persistent_one_of_somebody_else(place: Any, pod: Namespace) -> None:
     pod.ip("tuntap", "add", "dev", "tap0", "mode", "tap")
     pod.address("tap0", "10.66.0.2/24")
@@ -180,6 +200,42 @@ async def test_a_tap_and_a_persistent_one_of_somebody_else(place: Any, pod: Name
     assert ("tap0", "tun") in [(each.name, each.kind) for each in network.interfaces]
     await attach.undo(intent(pod))
     assert laboratory.changes(before, pod.dump()) == ""
+
+
+async def test_more_interfaces_than_buses_are_refused_before_anything_is_made(place: Any, pod: Namespace) -> None:
+    before = pod.dump()
+    few = HypervisorSettings(accel="tcg", root_ports=2)
+    with pytest.raises(errors.EffectError, match="buses for `1` NICs, the network namespace has `eth0`, `eth1`"):
+        await handlers.NetworkAttach(place.paths, few).perform(intent(pod))
+    await handlers.NetworkAttach(place.paths, few).undo(intent(pod))
+    assert laboratory.changes(before, pod.dump()) == ""
+
+
+def test_a_nic_of_one_queue_and_of_several_with_and_without_vhost() -> None:
+    assert nic.backend_arguments(1, ["a"], []) == {"type": "tap", "id": "net1", "fd": "a"}
+    assert nic.backend_arguments(2, ["a"], ["v"]) == {
+        "type": "tap", "id": "net2", "fd": "a", "vhost": True, "vhostfd": "v",
+    }  # fmt: skip
+    assert nic.backend_arguments(3, ["a", "b"], ["v", "w"]) == {
+        "type": "tap", "id": "net3", "fds": "a:b", "vhost": True, "vhostfds": "v:w",
+    }  # fmt: skip
+    assert "mq" not in nic.device_arguments(1, "02:00:00:00:00:01", 1)
+    several = nic.device_arguments(3, "02:00:00:00:00:01", 2)
+    assert (several["mq"], several["vectors"], several["bus"], several["netdev"]) == (True, 6, "rp3", "net3")
+
+
+async def test_a_tap_of_several_queues_is_opened_as_often(place: Any, pod: Namespace) -> None:
+    many = Interface(index=1, name="lo", kind="veth", mac="", mtu=1500, slot=7, queues=3)
+
+    def opened() -> int:
+        first = tap.open_queue(tap.name(UID, 7), multi=True)  # it goes with its descriptors: nobody keeps it
+        fds, vhost = namespace.open_queues(UID, "tcfilter", many, SETTINGS)
+        for fd in (first, *fds, *vhost):
+            os.close(fd)
+        return len(fds)
+
+    assert pod.inside(opened) == 3
+    assert ours(pod) == []
 
 
 async def test_ours_is_made_empty_for_every_model(place: Any) -> None:
