@@ -94,7 +94,9 @@ class NetworkAttach(_Handler):
         uid, settings = self.paths.uid, self.settings
         network = await self._inside(lambda: namespace.look(uid, settings, Network()))
         await self._inside(lambda: namespace.join(uid, model, network.interfaces))
-        result = self._result(self.paths.netns, False, model, network, [])
+        return await self._with_warning(self._result(self.paths.netns, False, model, network, []))
+
+    async def _with_warning(self, result: dict[str, Any]) -> dict[str, Any]:
         uncarried = await self._inside(namespace.uncarried)
         return {**result, "warning": "the guest will not have " + ", ".join(uncarried)} if uncarried else result
 
@@ -131,17 +133,22 @@ class NetworkAttach(_Handler):
     async def probe(self, intent: Intent) -> Observed:
         """Done when the namespace is there and nothing of it has still to be joined."""
         given, model = self._given(intent), self._model(intent)
-        path = self.paths.netns if not given or model != NONE else given
+        held = not given or model != NONE
+        path = self.paths.netns if held else given
         try:
             if not netns.is_network_namespace(path):
                 return Observed(False)
             if not given:
                 return Observed(True, self._result(path, True, model, Network(), []))
-            if model == NONE:
+            if not held:
                 return Observed(True, self._result(path, False, model, Network(), await self._unserved(path)))
-        except OSError:
+            uid, settings = self.paths.uid, self.settings
+            network = await self._inside(lambda: namespace.joined(uid, settings))
+        except (OSError, errors.EffectError):
             return Observed(False)
-        return Observed(False)  # joining again is how to see what is missing, and does nothing where nothing is
+        if network is None:
+            return Observed(False)
+        return Observed(True, await self._with_warning(self._result(path, False, model, network, [])))
 
     async def undo(self, intent: Intent) -> dict[str, Any]:
         """Part what was joined, and remove the namespace if we made it."""

@@ -62,8 +62,10 @@ def taps(netlink: Any, uid: str) -> list[Tap]:
 
 
 def is_joined(netlink: Any, found: Tap) -> bool:
-    """Whether the redirects of a tap are there, both ways."""
-    return _redirects(netlink, found.of, found.index) and _redirects(netlink, found.index, found.of)
+    """Whether frames go both ways between a tap and its interface."""
+    return found.is_macvtap or (
+        _redirects(netlink, found.of, found.index) and _redirects(netlink, found.index, found.of)
+    )
 
 
 def join(netlink: Any, uid: str, model: str, interface: Interface) -> None:

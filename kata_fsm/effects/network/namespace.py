@@ -51,7 +51,12 @@ def uncarried() -> list[str]:
 def look(uid: str, settings: HypervisorSettings, known: Network) -> Network:
     """What the guest should have: one of `known` keeps its slot, the others get free ones. Changes nothing."""
     with _netlink() as netlink:
-        found = scanning.scan(netlink, own=tap.own(uid))
+        return look_with(netlink, uid, settings, known)
+
+
+def look_with(netlink: Any, uid: str, settings: HypervisorSettings, known: Network) -> Network:
+    """The same with an open `IPRoute`."""
+    found = scanning.scan(netlink, own=tap.own(uid))
     network = found.on(_with_slots(found.interfaces, known.interfaces, _queues(settings)))
     require_buses(network, settings)
     return network
@@ -74,6 +79,18 @@ def join(uid: str, model: str, interfaces: Iterable[Interface]) -> None:
     with _netlink() as netlink:
         for interface in interfaces:
             joining.join(netlink, uid, model, interface)
+
+
+def joined(uid: str, settings: HypervisorSettings) -> Network | None:
+    """What the guest should have, if all of it is joined; None if something is missing. Changes nothing."""
+    with _netlink() as netlink:
+        network = look_with(netlink, uid, settings, Network())
+        taps = {each.slot: each for each in joining.taps(netlink, uid)}
+        for interface in network.interfaces:
+            found = taps.get(interface.slot)
+            if found is None or found.of != interface.index or not joining.is_joined(netlink, found):
+                return None
+    return network
 
 
 def part(uid: str, *, but: Iterable[int] = ()) -> list[str]:

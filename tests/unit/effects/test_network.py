@@ -56,6 +56,7 @@ def ours(pod: Namespace) -> list[str]:
 async def test_attach_joins_what_is_there_and_detach_leaves_no_trace(place: Any, pod: Namespace, model: str) -> None:
     before = pod.dump()
     attach, detach = handlers.NetworkAttach(place.paths, SETTINGS), handlers.NetworkDetach(place.paths, SETTINGS)
+    assert (await attach.probe(intent(pod, model))).done is False
     result = await attach.perform(intent(pod, model))
     network = from_facts(result)
     assert [(each.slot, each.name, each.mtu, each.kind) for each in network.interfaces] == [
@@ -68,6 +69,8 @@ async def test_attach_joins_what_is_there_and_detach_leaves_no_trace(place: Any,
         ("10.90.0.0/16", "10.61.0.1", 0, "10.61.0.2"),
     }
     assert ours(pod) == [tap.name(UID, 1), tap.name(UID, 2)]
+    seen = await attach.probe(intent(pod, model))
+    assert (seen.done, seen.result) == (True, result)
     there = pod.dump()
     assert await attach.perform(intent(pod, model)) == result  # after a crash before the outcome
     assert laboratory.changes(there, pod.dump()) == ""
@@ -98,6 +101,7 @@ async def test_what_was_half_done_is_finished_or_taken_back(place: Any, pod: Nam
     result = await attach.perform(intent(pod))
     for argv in HALVES[half]:
         pod(*argv)
+    assert (await attach.probe(intent(pod))).done is False
     assert await attach.perform(intent(pod)) == result
     assert "Redirect to device eth0" in pod.tc("filter", "show", "dev", FIRST, "ingress")
     assert f"Redirect to device {FIRST}" in pod.tc("filter", "show", "dev", "eth0", "ingress")
