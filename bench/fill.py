@@ -13,16 +13,23 @@ from kata_fsm.projections import project
 from kata_fsm.world import WORLD
 
 
-class _Sandbox:
-    def __init__(self, journal: Journal, root: str, number: int) -> None:
+class Sandbox:
+    """A sandbox with one running container, brought up in the journal alone. `journal`: whatever has its `append`."""
+
+    def __init__(self, journal: Any, root: str, number: int) -> None:
         self.journal = journal
-        self.name = f"web-{number:03d}"
+        self.name = self.name_of(number)
         self.uid = f"{number:012x}"
         self.stream = f"{self.name}@{self.uid}"
         self.process = {"pid": 10_000 + number, "start_ticks": 7, "boot_id": WORLD.boot_id()}
         self.pod = Pod()
         self.rev = 0
+        self._projected: dict[bytes, bytes | None] = {}
         self._bring_up(root)
+
+    @staticmethod
+    def name_of(number: int) -> str:
+        return f"web-{number:03d}"
 
     def _bring_up(self, root: str) -> None:
         bundle = f"/var/lib/engine/containers/{self.name}/bundle"
@@ -38,28 +45,25 @@ class _Sandbox:
             "owner": "#0",
             "annotations": {"io.container.manager": "engine"},
         }
-        self._give(CreateSandbox(self.name, self.uid, sandbox, container))
-        self._give(AttachShim(f"{self.name}/init", self.process))
-        self._work_off()
-        self._give(Start(self.name))
-        self._work_off()
+        self.give(CreateSandbox(self.name, self.uid, sandbox, container))
+        self.give(AttachShim(f"{self.name}/init", self.process))
+        self.work_off()
+        self.give(Start(self.name))
+        self.work_off()
 
-    def _work_off(self) -> None:
+    def work_off(self) -> None:
         while waiting := outstanding(self.pod):
-            self._give(EffectDone(waiting[0].kind, waiting[0].subject, {"process": self.process}, 1.0))
+            self.give(EffectDone(waiting[0].kind, waiting[0].subject, {"process": self.process}, 1.0))
 
-    def _give(self, given: Any) -> None:
+    def give(self, given: Any) -> None:
         step = decide(self.pod, given)
         self.pod = fold(events_of(step), self.pod)
-        records = [NewRecord(draft.kind, draft.type, dict(draft.body)) for draft in step.records]
+        records = [NewRecord(d.kind, d.type, dict(d.body), cause=d.cause or None) for d in step.records]
         stamp = Stamp(WORLD.wall_ns(), WORLD.mono_ns(), WORLD.boot_id())
-        stored = self.journal.append(
-            self.stream,
-            records,
-            stamp=stamp,
-            expected_rev=self.rev,
-            projections=project(self.pod, self.stream),
-        )
+        projected = project(self.pod, self.stream)
+        changes = {key: value for key, value in projected.items() if self._projected.get(key, b"") != value}
+        stored = self.journal.append(self.stream, records, stamp=stamp, expected_rev=self.rev, projections=changes)
+        self._projected = projected
         self.rev = stored[-1].rev
 
 
@@ -67,5 +71,5 @@ def fill(path: Path, root: str, count: int) -> dict[str, str]:
     """`count` sandboxes with one running container each. Answers container id -> uid."""
     path.parent.mkdir(parents=True)
     with Journal.open(path, sync=False) as journal:
-        made = [_Sandbox(journal, root, number) for number in range(count)]
+        made = [Sandbox(journal, root, number) for number in range(count)]
     return {each.name: each.uid for each in made}

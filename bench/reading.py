@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import subprocess
-from pathlib import Path
 
 from bench.fill import fill
 from bench.kit import BenchError, Kit, cpu_s, interpreter, say
@@ -27,13 +26,14 @@ COUNTS = (1, 100)
 class Installation:
     """`count` running containers, as readers see them, below `base`."""
 
-    def __init__(self, kit: Kit, count: int) -> None:
-        base = kit.base / f"n{count}"
+    def __init__(self, kit: Kit, count: int, name: str = "n") -> None:
+        base = kit.base / f"{name}{count}"
+        self.journal = base / "s" / "journal"
         self.env = {**kit.env, "KATA_FSM_RUN": str(base / "r"), "KATA_FSM_STATE": str(base / "s")}
         os.environ.update(self.env)  # the product's own code writes the journal
         self._locks: list[int] = []
         try:
-            names = fill(Path(self.env["KATA_FSM_STATE"]) / "journal", self.env["KATA_FSM_RUN"], count)
+            names = fill(self.journal, self.env["KATA_FSM_RUN"], count)
             for uid in names.values():
                 self._hold(Paths(uid))
         finally:

@@ -15,6 +15,7 @@ Layout (64 bit, this host's byte order), all of it from LMDB's mdb.c:
 import os
 import sys
 from collections.abc import Iterator
+from struct import Struct
 from typing import NamedTuple
 
 from journal import layout
@@ -28,6 +29,10 @@ DEPTH_MAX = 32
 BRANCH, LEAF, OVERFLOW = 1, 2, 4  # of a page
 BIG, TABLE = 1, 2  # of a node
 INTEGER_KEY = 8  # of a table
+
+
+_HEADER = Struct("=HHH")  # flags, lower, upper
+_NODE = Struct("=IHH")  # size, flags, size of the key
 
 
 class Unreadable(Exception):
@@ -63,6 +68,14 @@ class Node(NamedTuple):
     child: int
 
 
+class TreePage(NamedTuple):
+    """A page of a tree: where its nodes begin, and the nodes in the order of their keys."""
+
+    is_leaf: bool
+    upper: int
+    nodes: list[Node]
+
+
 class Pages:
     """The pages of one data file, by an open descriptor."""
 
@@ -80,21 +93,20 @@ class Pages:
         """A whole page. Raises Unreadable when the file ends before it does."""
         return self._pages(number, 1)
 
-    def nodes(self, number: int) -> list[Node]:
-        """The nodes of a tree page. Raises Unreadable."""
+    def tree_page(self, number: int) -> TreePage:
+        """A page of a tree. Raises Unreadable."""
         page = self.page(number)
-        flags, lower = _int(page, 10, 2), _int(page, 12, 2)
-        if flags not in (BRANCH, LEAF) or _int(page, 0, 8) != number or not HEADER_BYTES <= lower <= len(page):
+        flags, lower, upper = _HEADER.unpack_from(page, 10)
+        if (
+            flags not in (BRANCH, LEAF)
+            or _int(page, 0, 8) != number
+            or lower % 2
+            or not HEADER_BYTES <= lower <= len(page)
+        ):
             raise Unreadable(f"page `{number}` is no page of a tree")
-        return [_node(page, _int(page, at, 2), flags == LEAF) for at in range(HEADER_BYTES, lower - 1, 2)]
-
-    def is_leaf(self, number: int) -> bool:
-        """Whether a tree page is a leaf, by its flags."""
-        return _int(self.page(number), 10, 2) == LEAF
-
-    def upper(self, number: int) -> int:
-        """Where a tree page's nodes begin."""
-        return _int(self.page(number), 14, 2)
+        is_leaf = flags == LEAF
+        offsets = Struct(f"={(lower - HEADER_BYTES) // 2}H").unpack_from(page, HEADER_BYTES)
+        return TreePage(is_leaf, upper, [_node(page, at, is_leaf) for at in offsets])
 
     def value(self, node: Node) -> bytes:
         """The data of a leaf's node, wherever it is. Raises Unreadable."""
@@ -109,11 +121,11 @@ class Pages:
             return
         if depth > DEPTH_MAX:
             raise Unreadable("a tree is too deep")
-        nodes = self.nodes(root)
-        if self.is_leaf(root):
-            yield nodes
+        page = self.tree_page(root)
+        if page.is_leaf:
+            yield page.nodes
         else:
-            for node in nodes:
+            for node in page.nodes:
                 yield from self.leaves(node.child, depth + 1)
 
     def last(self, root: int) -> Node | None:
@@ -121,12 +133,12 @@ class Pages:
         for _ in range(DEPTH_MAX):
             if root == NO_PAGE:
                 return None
-            nodes = self.nodes(root)
-            if not nodes:
+            page = self.tree_page(root)
+            if not page.nodes:
                 raise Unreadable(f"page `{root}` is empty")
-            if self.is_leaf(root):
-                return nodes[-1]
-            root = nodes[-1].child
+            if page.is_leaf:
+                return page.nodes[-1]
+            root = page.nodes[-1].child
         raise Unreadable("a tree is too deep")
 
     def tables(self, meta: Meta) -> dict[bytes, Table]:
@@ -188,24 +200,16 @@ def _meta(found: bytes) -> Meta:
 
 
 def _node(page: bytes, at: int, leaf: bool) -> Node:
-    flags, key_bytes = _int(page, at + 4, 2), _int(page, at + 6, 2)
-    data_at = at + NODE_BYTES + key_bytes
-    if data_at > len(page):
+    if at + NODE_BYTES > len(page):
         raise Unreadable("a node is beyond the end of its page")
-    low = _int(page, at, 4)
+    low, flags, key_bytes = _NODE.unpack_from(page, at)
+    data_at = at + NODE_BYTES + key_bytes
     size = (8 if flags & BIG else low) if leaf else 0
     if data_at + size > len(page):
-        raise Unreadable("a node's data is beyond the end of its page")
+        raise Unreadable("a node is beyond the end of its page")
     data = page[data_at : data_at + size]
-    return Node(
-        offset=at,
-        size=(NODE_BYTES + key_bytes + size + 1) & ~1,
-        flags=flags,
-        key=page[at + NODE_BYTES : data_at],
-        data=data,
-        data_bytes=low,
-        child=_int(data, 0, 8) if leaf else low | flags << 32,
-    )
+    child = _int(data, 0, 8) if leaf else low | flags << 32
+    return Node(at, (NODE_BYTES + key_bytes + size + 1) & ~1, flags, page[at + NODE_BYTES : data_at], data, low, child)
 
 
 def _int(found: bytes, at: int, size: int) -> int:

@@ -5,98 +5,24 @@ Everything is fetched in batches, each in a short transaction of its own, so tha
 up nobody. Records never change, so batches of one range are of one snapshot: the one at the first `next`.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from itertools import islice
-from typing import Protocol, TypeVar
+from itertools import chain, islice
+from typing import TypeVar
 
 import lmdb
-import msgspec
 
 from journal import layout, step
 from journal.clock import CLOCK
 from journal.env import Env, Txn
 from journal.errors import JournalDamaged, JournalError, JournalPruned, StreamMissing
-from journal.records import Head, Record, Stored, split, unseal
+from journal.records import Head, Record, Stored, split, unseal, unsealed
+from journal.source import Gap, Picked, Snapshot, StreamInfo, read_gap
 
 T = TypeVar("T")
 SEQ_END = 1 << 63
 FOLLOW_POLL_S = 0.1
-
-
-class StreamInfo(msgspec.Struct, frozen=True):
-    """Where a stream begins and ends; `rev` is that of its last record, which is also how many it has."""
-
-    stream: str
-    first_seq: int
-    last_seq: int
-    rev: int
-
-
-class Snapshot(msgspec.Struct, frozen=True):
-    """What a stream's records up to `rev` fold to, as the user stored it with that record."""
-
-    rev: int
-    data: bytes
-
-
-class Gap(msgspec.Struct, frozen=True):
-    """Records that were pruned, one after the other. `digest` is that of the last one, which the next links to."""
-
-    first: int
-    last: int
-    digest: str
-
-    def __contains__(self, seq: int) -> bool:
-        return self.first <= seq <= self.last
-
-
-class Picked(msgspec.Struct, frozen=True):
-    """Which records are wanted, all of it together. Times in ns since the epoch, the first included, the second not."""
-
-    since_ns: int | None = None
-    until_ns: int | None = None
-    kinds: frozenset[str] = frozenset()
-    types: frozenset[str] = frozenset()
-
-    def __contains__(self, record: Record) -> bool:
-        return not (
-            (self.since_ns is not None and record.wall_ns < self.since_ns)
-            or (self.until_ns is not None and record.wall_ns >= self.until_ns)
-            or (self.kinds and record.kind not in self.kinds)
-            or (self.types and record.type not in self.types)
-        )
-
-
-class RecordSource(Protocol):
-    """What a journal and a bundle have in common: records, by seq and by stream. Methods as in `Reader`."""
-
-    @property
-    def path(self) -> str: ...
-
-    def head(self) -> Head: ...
-
-    def get(self, seq: int) -> Record | None: ...
-
-    def read(
-        self,
-        from_seq: int = 1,
-        to_seq: int | None = None,
-        reverse: bool = False,
-        *,
-        since_ns: int | None = None,
-        until_ns: int | None = None,
-        kinds: Collection[str] = (),
-        types: Collection[str] = (),
-    ) -> Iterator[Record]: ...
-
-    def read_stream(
-        self, stream: str, from_rev: int = 1, to_rev: int | None = None, reverse: bool = False
-    ) -> Iterator[Record]: ...
-
-    def rev(self, stream: str) -> int: ...
-
-    def streams(self) -> Iterator[StreamInfo]: ...
+_PIECE_RECORDS = 16  # the size of a batch is looked at so often
 
 
 class Reader:
@@ -156,13 +82,8 @@ class Reader:
         JournalDamaged at a record that is not what was written.
         """
         low, high = max(from_seq, 1), SEQ_END if to_seq is None else to_seq
-        high = min(high, self.head().seq)
         picked = Picked(since_ns, until_ns, frozenset(kinds), frozenset(types))
-        if picked == Picked():
-            yield from self._range(low, high, reverse)
-            return
-        for first, last in self._spans(low, high, reverse, since_ns, until_ns):
-            yield from (record for record in self._range(first, last, reverse) if record in picked)
+        return self._range(low, high, reverse) if picked == Picked() else self._picked(low, high, reverse, picked)
 
     def last(self, count: int) -> list[Record]:
         """The last `count` records, oldest first."""
@@ -197,18 +118,17 @@ class Reader:
         if to_rev is not None:
             high = min(high, to_rev)
         while low <= high:
-            batch = self._stream_batch(stream, low, high, reverse)
-            for rev, seq, value in batch:
-                record = unseal(value, seq)
-                if (record.stream, record.rev) != (stream, rev):
-                    raise JournalDamaged(f"the index of stream `{stream}` is wrong at rev `{rev}`", seq=seq)
+            revs, seqs, values = self._stream_batch(stream, low, high, reverse)
+            for rev, record in zip(revs, chain.from_iterable(unsealed(values, seqs)), strict=True):
+                if record.rev != rev or record.stream != stream:
+                    raise JournalDamaged(f"the index of stream `{stream}` is wrong at rev `{rev}`", seq=record.seq)
                 yield record
-            if not batch:
+            if not revs:
                 return
             if reverse:
-                high = batch[-1][0] - 1
+                high = revs[-1] - 1
             else:
-                low = batch[-1][0] + 1
+                low = revs[-1] + 1
 
     def stored(self, streams: Collection[str]) -> Iterator[Stored]:
         """Every record of the streams as of now, in the order of seq, with the value it is stored as."""
@@ -305,35 +225,47 @@ class Reader:
             return txn.get(layout.seq_key(seq), db=self._env.tables.records)
 
     def _range(self, low: int, high: int, reverse: bool) -> Iterator[Record]:
+        # Handed on one by one without a line of Python in between: what is done for each record is what reading costs.
+        return chain.from_iterable(self._pieces(low, high, reverse))
+
+    def _pieces(self, low: int, high: int, reverse: bool) -> Iterator[Iterable[Record]]:
+        high = min(high, self.head().seq)
         while low <= high:
-            batch = self._batch(low, high, reverse)
-            for seq, value in batch:
-                yield unseal(value, seq)
-            if not batch:
+            seqs, values = self._batch(low, high, reverse)
+            yield from unsealed(values, seqs)
+            if not seqs:
                 return
             if reverse:
-                high = batch[-1][0] - 1
+                high = seqs[-1] - 1
             else:
-                low = batch[-1][0] + 1
+                low = seqs[-1] + 1
 
-    def _batch(self, low: int, high: int, reverse: bool) -> list[tuple[int, bytes]]:
-        """Values of the records from `low` to `high`, as many as fit a batch, at least one if there is one."""
-        found = []
-        size = 0
+    def _picked(self, low: int, high: int, reverse: bool, picked: Picked) -> Iterator[Record]:
+        high = min(high, self.head().seq)
+        for first, last in self._spans(low, high, reverse, picked.since_ns, picked.until_ns):
+            yield from (record for record in self._range(first, last, reverse) if record in picked)
+
+    def _batch(self, low: int, high: int, reverse: bool) -> tuple[Sequence[int], Sequence[bytes]]:
+        """Seqs and values of the records from `low` to `high`, about as many as fit a batch, at least one if there is."""
         with self._read() as txn, txn.cursor(self._env.tables.records) as cursor:
-            first = cursor.set_range(layout.seq_key(high if reverse else low))
-            if reverse and (not first or cursor.key() != layout.seq_key(high)):
-                first = cursor.prev() if first else cursor.last()
-            items = (cursor.iterprev if reverse else cursor.iternext)() if first else iter(())
-            for key, value in islice(items, layout.BATCH_RECORDS):
-                seq = int.from_bytes(key, "big")
-                if not low <= seq <= high:
-                    break
-                found.append((seq, value))
-                size += len(value)
-                if size >= layout.BATCH_BYTES:
-                    break
-        return found
+            found = cursor.set_range(layout.seq_key(high if reverse else low))
+            if reverse and (not found or cursor.key() != layout.seq_key(high)):
+                found = cursor.prev() if found else cursor.last()
+            if not found:
+                return (), []
+            first = int.from_bytes(cursor.key(), "big")
+            count = min(layout.BATCH_RECORDS, first - low + 1 if reverse else high - first + 1)
+            if count <= 0:
+                return (), []
+            values = _take((cursor.iterprev if reverse else cursor.iternext)(keys=False), count)
+            last = first - len(values) + 1 if reverse else first + len(values) - 1
+            # Keys are in order and none is there twice: when the last one is right, so are all between. After its last
+            # item the cursor is nowhere.
+            if not cursor.key():
+                (cursor.first if reverse else cursor.last)()
+            if cursor.key() == layout.seq_key(last):
+                return range(first, last - 1, -1) if reverse else range(first, last + 1), values
+            return _with_gaps(cursor, first, low, high, reverse)
 
     def _spans(
         self, low: int, high: int, reverse: bool, since_ns: int | None, until_ns: int | None
@@ -360,34 +292,40 @@ class Reader:
             if max(first, low) <= min(last, high):
                 yield max(first, low), min(last, high)
 
-    def _stream_batch(self, stream: str, low: int, high: int, reverse: bool) -> list[tuple[int, int, bytes]]:
-        """(rev, seq, value) of the stream's records from `low` to `high`, as many as fit a batch.
+    def _stream_batch(
+        self, stream: str, low: int, high: int, reverse: bool
+    ) -> tuple[list[int], list[int], list[bytes]]:
+        """Revs, seqs and values of the stream's records from `low` to `high`, as many as fit a batch.
 
         Revs are without a gap, but for old tombstones of the journal's own stream. Empty when the stream was pruned
         since the last batch.
         """
-        found = []
+        revs: list[int] = []
+        seqs: list[int] = []
+        values: list[bytes] = []
         size = 0
         tables = self._env.tables
-        name = stream.encode()
+        begin = layout.stream_key(stream, 0)[:-8]
         with self._read() as txn, txn.cursor(tables.streams) as cursor:
             first = cursor.set_range(layout.stream_key(stream, high if reverse else low))
             if reverse and (not first or cursor.key() != layout.stream_key(stream, high)):
                 first = cursor.prev() if first else cursor.last()
             wanted = high if reverse else low
             for key, at in (cursor.iterprev if reverse else cursor.iternext)() if first else ():
-                owner, rev = layout.split_stream_key(key)
-                if owner != name or not low <= rev <= high:
+                rev = int.from_bytes(key[-8:], "big")
+                if key[:-8] != begin or not low <= rev <= high:
                     break
                 value = txn.get(at, db=tables.records)
                 if value is None or (rev != wanted and stream != layout.SYSTEM_STREAM):
                     raise JournalDamaged(f"rev `{wanted}` of stream `{stream}` is missing")
-                found.append((rev, int.from_bytes(at, "big"), value))
+                revs.append(rev)
+                seqs.append(int.from_bytes(at, "big"))
+                values.append(value)
                 wanted = rev - 1 if reverse else rev + 1
                 size += len(value)
-                if size >= layout.BATCH_BYTES or len(found) >= layout.BATCH_RECORDS:
+                if size >= layout.BATCH_BYTES or len(revs) >= layout.BATCH_RECORDS:
                     break
-        return found
+        return revs, seqs, values
 
     def _index_of(self, stream: str) -> list[int]:
         """The seq of every record of the stream."""
@@ -416,6 +354,37 @@ class Reader:
         return found
 
 
+def _take(values: Iterator[bytes], count: int) -> list[bytes]:
+    """The first `count` values, or fewer: the first few that together have the size of a batch, or a little more."""
+    taken: list[bytes] = []
+    size = 0
+    while size < layout.BATCH_BYTES and len(taken) < count:
+        piece = list(islice(values, min(_PIECE_RECORDS, count - len(taken))))
+        taken += piece
+        size += sum(map(len, piece))
+        if len(piece) < _PIECE_RECORDS:
+            break
+    return taken
+
+
+def _with_gaps(
+    cursor: "lmdb.Cursor[bytes]", first: int, low: int, high: int, reverse: bool
+) -> tuple[list[int], list[bytes]]:
+    """A batch from record `first` on where not every seq is there: each key is looked at."""
+    seqs: list[int] = []
+    values: list[bytes] = []
+    size = 0
+    cursor.set_key(layout.seq_key(first))
+    for key, value in islice((cursor.iterprev if reverse else cursor.iternext)(), layout.BATCH_RECORDS):
+        seq = int.from_bytes(key, "big")
+        if not low <= seq <= high or size >= layout.BATCH_BYTES:
+            break
+        seqs.append(seq)
+        values.append(value)
+        size += len(value)
+    return seqs, values
+
+
 def _to_end_of(cursor: "lmdb.Cursor[bytes]", name: bytes) -> bool:
     """Go to the last index entry of the stream that the cursor is in; whether another stream follows."""
     more = cursor.set_range(layout.stream_end(name))
@@ -424,20 +393,6 @@ def _to_end_of(cursor: "lmdb.Cursor[bytes]", name: bytes) -> bool:
     else:
         cursor.last()
     return more
-
-
-def read_gap(key: bytes, value: bytes) -> Gap:
-    """A row of the table `gaps`. Raises JournalDamaged."""
-    try:
-        fields = msgspec.json.decode(value, type=dict[str, int | str])
-        return Gap(int.from_bytes(key, "big"), int(fields["last"]), str(fields["digest"]))
-    except (msgspec.MsgspecError, KeyError, ValueError) as error:
-        raise JournalDamaged(f"the gap at `{int.from_bytes(key, 'big')}` cannot be decoded: {error}") from error
-
-
-def gap_value(gap: Gap) -> bytes:
-    """The inverse of `read_gap`, without the key."""
-    return msgspec.json.encode({"last": gap.last, "digest": gap.digest})
 
 
 def _sleep() -> bool:

@@ -6,7 +6,8 @@ became of the pages that led to it: 64 hex digits, a space, and a text whose SHA
 genuine; nothing else is taken. What is found so may be more than was ever in the journal at one time:
 
 - the same record many times, since LMDB copies a page to change it: the same digest, so it is one record
-- a record that was pruned and whose page nobody has used again: genuine, and so it is shown
+- a record that was pruned and whose page nobody has used again: genuine, and so it is shown. What a tombstone that was
+  found accounts for is not missing, be it there or not
 - a record of a transaction that was never committed: another record may have its seq. The chain decides: whatever is
   followed by the head, or by a record that is, was committed, and what contradicts it was not. Where nothing follows,
   the longer chain before it decides, and where that is the same, nothing can: both are left out, and told.
@@ -23,10 +24,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from journal import layout
+from journal import layout, runs
 from journal.errors import JournalDamaged, JournalError, JournalMissing
 from journal.pages import Pages, Unreadable
-from journal.records import DIGEST_CHARS, TEXT_AT, Head
+from journal.prune import read_tombstone
+from journal.records import DIGEST_CHARS, TEXT_AT, Head, Kind, unseal
 
 CHUNK_BYTES = 8 << 20
 BLOCK_BYTES = 4096  # what is given up when the disk cannot read it
@@ -44,6 +46,7 @@ class Found(NamedTuple):
     prev: str
     offset: int
     size: int
+    tombstone: bool  # whether it says that it is one
 
 
 class Dropped(NamedTuple):
@@ -56,12 +59,12 @@ class Dropped(NamedTuple):
 class Salvaged:
     """What was found. `values` gives the records; everything else says what they are worth.
 
-    records: in order of seq, one for each. missing: first and last seq of each run of seqs, from 1 to the last one
-    known of, of which no record was found; what was pruned is among them. dropped: genuine records that were left out.
-    head: what the newest legible meta page says, None when there is none. head_certain: whether no later one can have
-    been. head_found: whether its record is there.
-    breaks: seqs of records that do not follow the one before them. copies: how often a record was found again.
-    unreadable: first byte and length of what the disk could not read.
+    records: in order of seq, one for each. missing: first and last seq of each run of seqs, from 1 to the last one known
+    of, of which no record was found. pruned: the same of those for which a tombstone accounts. dropped: genuine records
+    that were left out. head: what the newest legible meta page says, None when there is none. head_certain: whether no
+    later one can have been. head_found: whether its record is there. breaks: seqs of records that do not follow the one
+    before them. copies: how often a record was found again. unreadable: first byte and length of what the disk could not
+    read.
     """
 
     def __init__(self, path: str) -> None:
@@ -71,7 +74,8 @@ class Salvaged:
         self.head_certain = False
         self.head_found = False
         self.records: list[Found] = []
-        self.missing: list[tuple[int, int]] = []
+        self.missing: list[runs.Range] = []
+        self.pruned: list[runs.Range] = []
         self.breaks: list[int] = []
         self.dropped: list[Dropped] = []
         self.copies = 0
@@ -79,7 +83,7 @@ class Salvaged:
 
     @property
     def complete(self) -> bool:
-        """Whether every record from the first to the head is here and follows the one before it."""
+        """Whether every record from the first to the head is here or was pruned, and follows the one before it."""
         return self.head_certain and self.head_found and not self.missing and not self.breaks
 
     def values(self) -> Iterator[tuple[int, bytes]]:
@@ -108,9 +112,8 @@ class Salvaged:
             lines.append(f"the head, record {self.head.seq}, is {'there' if self.head_found else 'not there'}")
             if not self.head_certain:
                 lines.append("a meta page cannot be read: there may have been a later head")
-        lines += [
-            f"missing: {first}" if first == last else f"missing: {first} to {last}" for first, last in self.missing
-        ]
+        for what, ranges in (("pruned", self.pruned), ("missing", self.missing)):
+            lines += [f"{what}: {low}" if low == high else f"{what}: {low} to {high}" for low, high in ranges]
         lines += [f"record {seq} does not follow the record before it" for seq in self.breaks]
         lines += [f"left out: record {d.found.seq}, sha256:{d.found.digest}: {d.why}" for d in self.dropped]
         lines += [f"not readable: {size} bytes at {offset}" for offset, size in self.unreadable]
@@ -130,6 +133,7 @@ def salvage(path: str | os.PathLike[str]) -> Salvaged:
         result.file_bytes = os.fstat(fd).st_size
         result.head, result.head_certain = _head(fd)
         _judge(result, _scan(fd, result))
+        _account(result, _accounted(fd, result.records))
     finally:
         os.close(fd)
     return result
@@ -152,6 +156,7 @@ class _Link(msgspec.Struct):
 
     seq: int
     prev: str
+    kind: str = ""
 
 
 _LINK = msgspec.json.Decoder(_Link)
@@ -212,7 +217,8 @@ def _record(window: bytes, start: int, base: int) -> Found | None:
         return None  # it has its digest, but it is no record
     if link.seq < 1:
         return None
-    return Found(link.seq, digest.decode(), link.prev, base + start, TEXT_AT + len(text))
+    tombstone = link.kind == Kind.TOMBSTONE
+    return Found(link.seq, digest.decode(), link.prev, base + start, TEXT_AT + len(text), tombstone)
 
 
 def _end(window: bytes, at: int) -> int:
@@ -264,7 +270,6 @@ def _judge(result: Salvaged, candidates: Candidates) -> None:
             result.records.append(chosen)
             wanted.setdefault(seq - 1, chosen.prev)
     result.records.reverse()
-    _account(result)
     result.dropped.sort()
 
 
@@ -297,13 +302,27 @@ def _chain_lengths(candidates: Candidates) -> dict[str, int]:
     return lengths
 
 
-def _account(result: Salvaged) -> None:
+def _accounted(fd: int, records: list[Found]) -> list[runs.Range]:
+    """The seqs that the tombstones among the records account for."""
+    ranges: list[runs.Range] = []
+    for found in records:
+        if found.tombstone:
+            try:
+                tombstone = read_tombstone(unseal(os.pread(fd, found.size, found.offset), found.seq))
+            except (JournalError, OSError):
+                continue  # of a later version, or gone since: what it accounts for is missing then
+            ranges += [] if tombstone is None else tombstone.ranges()
+    return runs.union(sorted(ranges))
+
+
+def _account(result: Salvaged, accounted: list[runs.Range]) -> None:
     """What is missing and what does not follow, given the records."""
     seq, prev = 0, layout.ZERO_DIGEST
     head = result.head
+    lacking: list[runs.Range] = []
     for found in result.records:
         if found.seq > seq + 1:
-            result.missing.append((seq + 1, found.seq - 1))
+            lacking.append((seq + 1, found.seq - 1))
         elif found.prev != prev:
             result.breaks.append(found.seq)
         seq, prev = found.seq, found.digest
@@ -311,4 +330,6 @@ def _account(result: Salvaged) -> None:
     if head is not None:
         result.head_found |= head.seq == 0
         if head.seq > seq:
-            result.missing.append((seq + 1, head.seq))
+            lacking.append((seq + 1, head.seq))
+    result.missing = runs.difference(lacking, accounted)
+    result.pruned = runs.difference(lacking, result.missing)

@@ -9,6 +9,9 @@ a damaged file must pass here before anything walks it. Two readers look at it:
 - what that leaves out, below: nodes fill their page without gap or overlap, keys lie between the keys of the branch
   above, flags are those of our tables, and a meta page is as old as the last transaction in its list of free pages
 
+`lmdb.verify` takes a value on pages of its own that was put twice in one transaction, and shorter the second time, for
+damage, since LMDB keeps the pages it does not need any more. So no transaction of ours puts a large value twice.
+
 The last is how an older state that poses as the newest is seen: transaction N lists what it freed under N.
 
 Nobody may write to what is looked at. `audit` arranges that without stopping writers: a read transaction keeps every
@@ -137,9 +140,9 @@ class _Walk:
             yield from self._page(name, table.root, (None, None), flags == INTEGER_KEY, legal)
 
     def _page(self, name: str, number: int, bounds: Bounds, integers: bool, legal: tuple[int, ...]) -> Iterator[str]:
-        nodes = self._pages.nodes(number)
-        at = self._pages.upper(number)
-        for node in sorted(nodes):
+        page = self._pages.tree_page(number)
+        at = page.upper
+        for node in sorted(page.nodes):
             if node.offset != at:
                 yield f"page `{number}` of {name} has a node at `{node.offset}` where one must be at `{at}`"
                 return
@@ -147,21 +150,17 @@ class _Walk:
         if at != self._pages.page_bytes:
             yield f"page `{number}` of {name} has nodes up to `{at}`"
             return
-        keys = [_number(node.key) if integers else node.key for node in nodes]
-        if self._pages.is_leaf(number):
-            if keys and not _within(keys[0], keys[-1], bounds):
-                yield f"page `{number}` of {name} has keys that are not between those above it"
-            yield from (
-                f"page `{number}` of {name} has a node with the flags `{node.flags:#x}`"
-                for node in nodes
-                if node.flags not in legal
-            )
-            return
         # The first key of a branch counts for nothing: everything before the second is there.
-        edges = [bounds[0], *keys[1:], bounds[1]]
-        if len(keys) > 1 and not _within(keys[1], keys[-1], bounds):
+        keys = [_number(node.key) if integers else node.key for node in page.nodes[0 if page.is_leaf else 1 :]]
+        if keys and not _within(keys[0], keys[-1], bounds):
             yield f"page `{number}` of {name} has keys that are not between those above it"
-        for node, low, high in zip(nodes, edges, edges[1:], strict=False):
+        if page.is_leaf:
+            for node in page.nodes:
+                if node.flags not in legal:
+                    yield f"page `{number}` of {name} has a node with the flags `{node.flags:#x}`"
+            return
+        edges = [bounds[0], *keys, bounds[1]]
+        for node, low, high in zip(page.nodes, edges, edges[1:], strict=False):
             yield from self._page(name, node.child, (low, high), integers, legal)
 
 

@@ -10,39 +10,15 @@ What is beyond this: a chain rewritten from some record to the head is consisten
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
 
-import msgspec
-
-from journal import checkpoint, layout, owner, runs
+from journal import beside, checkpoint, layout
 from journal.env import Env, Tables, Txn, map_errors
 from journal.errors import JournalDamaged, JournalError
-from journal.prune import read_tombstone
-from journal.reading import Gap, read_gap
-from journal.records import DIGEST_CHARS, Head, Record, parse, split, text_digest
-from journal.step import Tip, current_rev, last_record, read_tip
-
-KINDS = (
-    *("structure", "modified", "missing", "reordered", "index", "chain", "head", "codec"),
-    *("gap", "checkpoint", "time", "snapshot", "projection"),
-)
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """Something wrong. `kind` is one of `KINDS`; `seq` the record concerned (the first one of several), 0 for none.
-
-    structure: the file is no sound LMDB environment, and nothing else was looked at.
-    modified: text and stored digest differ. missing: no record where one must be. reordered: a record of another seq.
-    chain: `prev` is not the digest before. index: the stream index and the records disagree. head: the kept head is
-    not the last record. codec: bytes that cannot be read as a record at all. gap: records were taken out, and the
-    tombstones do not account for just those. checkpoint: it does not state what is there, or its signature does not
-    hold. time: the time index is wrong. snapshot, projection: not what the records fold to (`verify_folds`).
-    """
-
-    kind: str
-    seq: int
-    detail: str
+from journal.findings import Finding
+from journal.records import DIGEST_CHARS, TOGETHER, Head, Record, parse, split, text_digest, unseal_sound
+from journal.step import Tip, last_record, read_tip
 
 
 def verify_path(
@@ -115,14 +91,16 @@ def _records(env: Env, from_seq: int, to_seq: int | None, public_keys: frozenset
         yield _missing(last.seq + 1, tip.seq)
     if judged is not None:
         yield judged
+    if identity is None and tip.seq and tables.times is not None:
+        yield Finding("head", 1, "the journal's identity is not kept")
     if whole and judged is None:
         with env.read() as txn:
-            findings = [*walk.tip_findings(tip), *_time_entries(txn, tables, tip)]
+            findings = [*walk.tip_findings(tip), *beside.time_entries(txn, tables, tip)]
         yield from findings
     if entries[0] != entries[1]:
-        yield from _strays(env, max(last.seq, tip.seq))
+        yield from beside.strays(env, max(last.seq, tip.seq))
     with env.read() as txn:
-        findings = [*_accounts(txn, tables), *_snapshots(txn, tables), *_owner(txn, tables)]
+        findings = [*beside.accounts(txn, tables), *beside.snapshots(txn, tables), *beside.owner_findings(txn, tables)]
     yield from findings
 
 
@@ -157,13 +135,12 @@ class _Walk:
         at = None
         with txn.cursor(self._tables.records) as cursor:
             cursor.set_range(layout.seq_key(self.seq))
-            for key, value in islice(cursor.iternext(), layout.BATCH_RECORDS):
-                at = int.from_bytes(key, "big")
+            for at, value, record in _checked(islice(cursor.iternext(), layout.BATCH_RECORDS)):
                 if at > high:
                     break
                 if at != self.seq:
                     yield from self._lack(txn, at)
-                yield from self._record(txn, at, value)
+                yield from self._record(txn, at, value, record)
                 self.seq = at + 1
         if at is None or at > high:  # none from here to `high`
             yield from self._lack(txn, high + 1)
@@ -184,7 +161,7 @@ class _Walk:
         seq = self.seq
         while seq < upto:
             try:
-                gap = _next_gap(txn, self._tables, seq)
+                gap = beside.next_gap(txn, self._tables, seq)
             except JournalDamaged as error:
                 yield Finding("gap", seq, error.message)
                 gap = None
@@ -202,33 +179,40 @@ class _Walk:
                 return
             seq, self._prev = gap.last + 1, (gap.digest,)
 
-    def _record(self, txn: Txn, seq: int, value: bytes) -> Iterator[Finding]:
-        prev, self._prev = self._prev, ()
-        record = None
+    def _record(self, txn: Txn, seq: int, value: bytes, record: Record | None) -> Iterator[Finding]:
+        """`record`: what `value` holds, if it is known already to be sound in itself."""
+        prev = self._prev
+        if record is None:
+            record = yield from self._alone(seq, value)
+        else:
+            self._prev = (record.digest,)
+        if record is not None:
+            yield from self._sound(txn, record, prev)
+        yield from self._times(txn, seq, record)
+
+    def _alone(self, seq: int, value: bytes) -> Generator[Finding, None, Record | None]:
+        """The record in a value, if it is sound in itself; and what the next one may link to."""
+        self._prev = ()
         try:
             digest, text = split(value, seq)
         except JournalDamaged as error:
             yield Finding("codec", seq, error.message)
-        else:
-            actual = text_digest(text)
-            self._prev = (
-                digest,
-                actual,
-            )  # differ: text or digest is damaged, and the next record links to the sound one
-            if actual != digest:
-                yield Finding("modified", seq, f"record `{seq}` does not have the digest `{digest}` it was stored with")
-            else:
-                try:
-                    record = parse(text, seq)
-                except JournalError as error:
-                    yield Finding("codec", seq, error.message)
-        if record is not None and record.seq != seq:
+            return None
+        actual = text_digest(text)
+        self._prev = (digest, actual)  # differ: text or digest is damaged, and the next record links to the sound one
+        if actual != digest:
+            yield Finding("modified", seq, f"record `{seq}` does not have the digest `{digest}` it was stored with")
+            return None
+        try:
+            record = parse(text, seq)
+        except JournalError as error:
+            yield Finding("codec", seq, error.message)
+            return None
+        if record.seq != seq:
             yield Finding("reordered", seq, f"record `{record.seq}` is in the place of record `{seq}`")
             self._prev = ()
-            record = None
-        if record is not None:
-            yield from self._sound(txn, record, prev)
-        yield from self._times(txn, seq, record)
+            return None
+        return record
 
     def _sound(self, txn: Txn, record: Record, prev: tuple[str, ...]) -> Iterator[Finding]:
         """What a record says of others."""
@@ -307,91 +291,13 @@ class _Block:
         return not self._exact and least <= self._walls[0] and self._walls[1] <= greatest
 
 
-def _next_gap(txn: Txn, tables: Tables, seq: int) -> Gap | None:
-    """The gap that holds `seq`, or else the first one after it. Raises JournalDamaged."""
-    if tables.gaps is None:
-        return None
-    with txn.cursor(tables.gaps) as cursor:
-        after = cursor.set_range(layout.seq_key(seq + 1))
-        following = read_gap(*cursor.item()) if after else None
-        if cursor.prev() if after else cursor.last():
-            before = read_gap(*cursor.item())
-            if seq in before:
-                return before
-        return following
-
-
-def _accounts(txn: Txn, tables: Tables) -> Iterator[Finding]:
-    """The gaps are just what the tombstones account for."""
-    if tables.gaps is None:
-        return
-    told: list[runs.Range] = []
-    with txn.cursor(tables.streams) as cursor:
-        more = cursor.set_range(layout.stream_key(layout.SYSTEM_STREAM, 0))
-        while more and layout.split_stream_key(cursor.key())[0] == layout.SYSTEM_STREAM.encode():
-            told += _told(txn, tables, cursor.value())
-            more = cursor.next()
-    told = runs.union(sorted(told))
-    with txn.cursor(tables.gaps) as cursor:
-        try:
-            gaps = runs.union(sorted((gap.first, gap.last) for gap in (read_gap(*item) for item in cursor.iternext())))
-        except JournalDamaged as error:
-            yield Finding("gap", 0, error.message)
-            return
-    for first, last in runs.difference(gaps, told):
-        yield Finding("gap", first, f"records `{first}` to `{last}` were taken out, and no tombstone accounts for them")
-    for first, last in runs.difference(told, gaps):
-        yield Finding("gap", first, f"a tombstone accounts for records `{first}` to `{last}`, which were not taken out")
-
-
-def _told(txn: Txn, tables: Tables, seq_key: bytes) -> list[runs.Range]:
-    """What the record accounts for, if it is a tombstone; one that cannot be read is reported as what it is."""
-    seq = int.from_bytes(seq_key, "big")
-    try:
-        value = txn.get(seq_key, db=tables.records)
-        tombstone = None if value is None else read_tombstone(parse(split(value, seq)[1], seq))
-    except JournalError:
-        return []
-    return [] if tombstone is None else tombstone.ranges()
-
-
-def _time_entries(txn: Txn, tables: Tables, tip: Tip) -> Iterator[Finding]:
-    """As many entries as there are whole blocks, at least those that the head knew of."""
-    if tables.times is not None:
-        with txn.cursor(tables.times) as cursor:
-            blocks = int.from_bytes(cursor.key(), "big") + 1 if cursor.last() else 0
-        entries = txn.stat(tables.times)["entries"]
-        if blocks != entries or blocks < tip.seq // layout.TIMES_BLOCK:
-            yield Finding("time", 0, f"the time index has `{entries}` entries for `{blocks}` blocks")
-
-
-def _owner(txn: Txn, tables: Tables) -> Iterator[Finding]:
-    """The owner that is kept is the one that the record says."""
-    try:
-        kept = owner.read(txn, tables)
-        value = txn.get(layout.seq_key(kept.seq), db=tables.records) if kept else None
-        record = parse(split(value, kept.seq)[1], kept.seq) if kept and value else None
-        told = record.data.get("owner") if record is not None and record.type == owner.TYPE else None
-    except JournalError as error:
-        yield Finding("head", 0, error.message)
-        return
-    if kept is not None and told != kept.owner:
-        yield Finding("head", kept.seq, f"record `{kept.seq}` does not say that the owner is `{kept.owner}`")
-
-
-def _snapshots(txn: Txn, tables: Tables) -> Iterator[Finding]:
-    """Every snapshot is of a stream that is there, at a rev that it has."""
-    if tables.snapshots is None:
-        return
-    with txn.cursor(tables.snapshots) as cursor:
-        for name, value in cursor.iternext():
-            stream = name.decode(errors="backslashreplace")
-            rev = layout.split_snapshot(value)[0]
-            has = current_rev(txn, tables, stream)
-            if not 0 < rev <= has:
-                yield Finding(
-                    "snapshot", 0, f"the snapshot of stream `{stream}` is of rev `{rev}`, the last is `{has}`"
-                )
+def _checked(items: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[int, bytes, Record | None]]:
+    """Seq, value and record of rows of the table `records`; None where a record must be looked at alone."""
+    while piece := list(islice(items, TOGETHER)):
+        seqs = [int.from_bytes(key, "big") for key, _ in piece]
+        values = [value for _, value in piece]
+        sound: Sequence[Record | None] = unseal_sound(values, seqs) or [None] * len(piece)
+        yield from zip(seqs, values, sound, strict=True)
 
 
 def _indexed(txn: Txn, tables: Tables, stream: str, rev: int) -> int | None:
@@ -399,43 +305,6 @@ def _indexed(txn: Txn, tables: Tables, stream: str, rev: int) -> int | None:
         return None
     key = txn.get(layout.stream_key(stream, rev), db=tables.streams)
     return None if key is None else int.from_bytes(key, "big")
-
-
-def _strays(env: Env, last_seq: int) -> Iterator[Finding]:
-    """Index entries that name no record, or one of another stream or rev. Runs only when the counts differ."""
-    at = b""
-    while True:
-        findings = []
-        with env.read() as txn, txn.cursor(env.tables.streams) as cursor:
-            if not (cursor.set_range(at) if at else cursor.first()):
-                return
-            for key, value in islice(cursor.iternext(), layout.BATCH_RECORDS):
-                at = key + b"\0"
-                finding = _stray(txn, env.tables, key, value, last_seq)
-                if finding is not None:
-                    findings.append(finding)
-        yield from findings
-
-
-def _stray(txn: Txn, tables: Tables, key: bytes, value: bytes, last_seq: int) -> Finding | None:
-    name, rev = layout.split_stream_key(key)
-    seq = int.from_bytes(value, "big")
-    if 0 < seq <= last_seq and txn.get(value, db=tables.records) is None:
-        try:
-            gap = _next_gap(txn, tables, seq)
-        except JournalDamaged:
-            gap = None  # reported as what it is
-        if gap is None or seq not in gap:
-            return None  # reported as missing
-    stored = txn.get(value, db=tables.records)
-    try:
-        record = None if stored is None else parse(split(stored, seq)[1], seq)
-    except JournalError:
-        return None  # reported as what it is
-    if record is not None and (record.stream.encode(), record.rev) == (name, rev):
-        return None
-    stream = name.decode(errors="backslashreplace")
-    return Finding("index", seq, f"the index has record `{seq}` at rev `{rev}` of stream `{stream}`, where it is not")
 
 
 def _judge_head(head: Head, last: Head) -> Finding | None:

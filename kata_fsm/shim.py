@@ -53,12 +53,6 @@ _UNCAUGHT = frozenset(
 )
 
 
-def start_ticks() -> int:
-    """When this process started, in clock ticks since boot (field 22 of /proc/self/stat)."""
-    with open("/proc/self/stat", "rb") as file:
-        return int(file.read().rpartition(b")")[2].split()[19])
-
-
 def window_size(fds: tuple[int, ...] = (0, 1, 2)) -> list[int] | None:
     """[rows, columns] of the first of `fds` that is a terminal."""
     for fd in fds:
@@ -165,13 +159,13 @@ class Shim:
             "container": self.options.container,
             "process": self.options.process,
             "pid": os.getpid(),
-            "start_ticks": start_ticks(),
+            "start_ticks": WORLD.start_ticks(os.getpid()),
             "delivered": {output.name: output.delivered for output in self.outputs},
             "stdin_sent": self.input.sent,
             "stdin_taken": self.input.taken,
             "stdin_eof": self.input.eof,
             "tty": self.options.tty,
-            "early": self.options.early,
+            "early": self.options.early and not self.attached_once,
             "winsize": window_size() if self.options.tty else None,
             "streams": [*(output.name for output in self.outputs), "stdin"],
             "fds": len(fds),
@@ -318,22 +312,9 @@ def go_home() -> None:
                 os.write(2, f"shim: cannot go back to cgroup `{directory}`: {error.strerror}\n".encode())
     try:
         with open("/proc/1/ns/net", "rb") as namespace:
-            set_namespace(namespace.fileno())
+            spawn.set_namespace(namespace.fileno())
     except OSError as error:
         os.write(2, f"shim: cannot go back to the host's network namespace: {error.strerror}\n".encode())
-
-
-def set_namespace(fd: int) -> None:
-    """setns(2). `os.setns` exists from Python 3.12 on. Raises `OSError`."""
-    setns = getattr(os, "setns", None)
-    if setns is not None:
-        setns(fd)
-        return
-    import ctypes
-
-    if ctypes.CDLL(None, use_errno=True).setns(fd, 0) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
 
 
 def main(argv: list[str]) -> int:

@@ -25,6 +25,9 @@ SHAPE = 1
 """Goes up when `Pod` changes so that what was kept before reads differently."""
 
 
+_MOVED = msgspec.json.Decoder(Moved)
+
+
 class _Kept(msgspec.Struct, frozen=True):
     tables: int
     shape: int
@@ -76,7 +79,7 @@ def _folded(records: Iterator[Record], begin: Loaded) -> Loaded:
             rev = record.rev
             if record.kind == "event":
                 boot = record.boot_id
-                yield msgspec.json.decode(record.body, type=Moved)
+                yield _MOVED.decode(record.body)
 
     return Loaded(fold(events(), begin.pod), rev, boot)
 

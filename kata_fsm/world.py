@@ -40,6 +40,11 @@ class World:
         """This process."""
         return os.getpid()
 
+    def start_ticks(self, pid: int) -> int:
+        """When a process started, in clock ticks since the boot (field 22 of its stat). Raises `OSError` without it."""
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
+
 
 WORLD = World()
 

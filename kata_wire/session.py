@@ -107,6 +107,14 @@ class HostSession:
             if frame is None or frame.type != ttrpc.HELLO:
                 return frame
 
+    def begun(self, limit: int) -> tuple[ttrpc.Frame, int] | None:
+        """As Decoder.begun."""
+        return self._decoder.begun(limit) if self.established else None
+
+    def release(self) -> bytes:
+        """As Decoder.release."""
+        return self._decoder.release()
+
 
 class AgentSession:
     """The agent's side: `feed`, then call `next` until None.

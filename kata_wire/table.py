@@ -20,6 +20,21 @@ if TYPE_CHECKING:
 
 Buffer = bytes | bytearray | memoryview
 
+
+class Elsewhere:
+    """A value of a `bytes` field that is not in memory. `encode_parts` takes it as it is; its writer moves it."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        """Bytes that are left of it."""
+        raise NotImplementedError
+
+    def move(self, fd: int) -> int:
+        """Write what `fd` takes now, at least one byte; how many. Raises OSError, BlockingIOError for none."""
+        raise NotImplementedError
+
+
 MAX_MESSAGE_BYTES = 4 << 20  # no ttrpc frame is larger
 MAX_VALUES = 1 << 17  # fields and elements in one message: some 30 MB of dicts at worst, in a guest of 256 MB
 MAX_GROUP_DEPTH = 100  # the library's recursion limit; only unknown groups nest, our messages do not
@@ -145,6 +160,10 @@ def _put_value(parts: "list[Buffer]", field: _Field, item: "Any") -> int:
         except UnicodeEncodeError:
             raise WireError("text is not valid Unicode") from None
     elif kind == "bytes":
+        if isinstance(item, Elsewhere):
+            head = field.key + varint(len(item))
+            parts += (head, item)  # type: ignore[arg-type]  # comes out only where it went in
+            return len(head) + len(item)
         if not isinstance(item, (bytes, bytearray, memoryview)):
             raise WireError(f"must be bytes, not `{type(item).__name__}`")
         body = item if not isinstance(item, memoryview) or (item.contiguous and item.itemsize == 1) else item.tobytes()

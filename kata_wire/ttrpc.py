@@ -149,6 +149,21 @@ class Decoder:
         self._consume(HEADER_BYTES + length)
         return Frame(stream_id, kind, head[9], payload)
 
+    def begun(self, limit: int) -> tuple[Frame, int] | None:
+        """The frame that `next` waits for, with at most `limit` bytes of the payload that has come, and its whole length."""
+        start = self._start
+        if self._skip or self.buffered < HEADER_BYTES:
+            return None
+        head = bytes(self._buffer[start : start + HEADER_BYTES + limit])
+        length = int.from_bytes(head[0:4], "big")
+        return Frame(int.from_bytes(head[4:8], "big"), head[8], head[9], head[HEADER_BYTES:]), length
+
+    def release(self) -> bytes:
+        """Leave the frame that `begun` showed to the caller: the payload that has come. The rest of it must not be fed."""
+        payload = bytes(self._buffer[self._start + HEADER_BYTES :])
+        self.reset()
+        return payload
+
     def _refuse(self, length: int) -> None:
         self._consume(HEADER_BYTES)
         self._skip = length

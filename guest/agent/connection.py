@@ -18,6 +18,7 @@ from time import monotonic
 
 from kata_wire.errors import FrameError, WireError
 from kata_wire.session import STALL_S, AgentSession, is_hello
+from kata_wire.table import Elsewhere
 
 from .loop import EDGE, HANGUP, READABLE, WRITABLE, Loop, Timer
 
@@ -57,7 +58,7 @@ class Connection:
         self._on_reset = on_reset
         self._session = AgentSession()
         self._read_bytes = _SERIAL_READ_BYTES if serial else _SOCKET_READ_BYTES
-        self._queue: list[Buffer] = []
+        self._queue: list[Buffer | Elsewhere] = []
         self._queued_bytes = 0
         self._held_back = False
         self._hung_up = False
@@ -66,18 +67,25 @@ class Connection:
         self.generation = 0  # an answer to an earlier generation's call must not be sent
         self.closed = False
         os.set_blocking(fd, False)
-        loop.watch(fd, READABLE | WRITABLE | EDGE, self._on_events)
+        self._blocked = False  # what is queued waits for room
+        loop.watch(fd, READABLE | EDGE, self._on_events)
 
-    def send(self, *parts: Buffer) -> None:
+    def send(self, *parts: Buffer | Elsewhere) -> None:
         """Queue one frame and write what can be written. A memoryview must stay as it is until it was written."""
         if self.closed:
             return
-        size = sum(len(part) for part in parts)
-        if size <= _SERIAL_WRITE_BYTES:
-            self._queue.append(b"".join(parts))
-        else:
-            self._queue.extend(parts)
-        self._queued_bytes += size
+        joined: list[Buffer] = []
+        for part in parts:
+            self._queued_bytes += len(part)
+            if isinstance(part, Elsewhere) or len(part) > _SERIAL_WRITE_BYTES:
+                if joined:
+                    self._queue.append(b"".join(joined))
+                    joined = []
+                self._queue.append(part)
+            else:
+                joined.append(part)
+        if joined:
+            self._queue.append(b"".join(joined))
         self._flush()
 
     def close(self) -> None:
@@ -89,7 +97,8 @@ class Connection:
             os.close(self._fd)
 
     def _on_events(self, events: int) -> None:
-        self._flush()
+        if self._blocked:
+            self._flush()
         if events & HANGUP:
             self._held_back = False  # nobody will take what is queued; read on to the hang-up itself
         self._read()
@@ -168,35 +177,57 @@ class Connection:
     def _flush(self) -> None:
         queue = self._queue
         while queue and not self.closed:
+            first = queue[0]
             try:
-                written = self._write()
+                if isinstance(first, Elsewhere):
+                    self._queued_bytes -= first.move(self._fd)
+                    if not len(first):
+                        del queue[0]
+                    continue
+                written = self._write(first)
             except BlockingIOError:
+                self._wait_for_room(True)
                 return
             except OSError:
                 self._hang_up()
                 return
-            self._queued_bytes -= written
-            while queue and written >= len(queue[0]):
-                written -= len(queue[0])
-                del queue[0]
-            if written:
-                queue[0] = memoryview(queue[0])[written:]
+            self._wrote(written)
+        if self._blocked and not self.closed:
+            self._wait_for_room(False)
         if self._held_back and self._queued_bytes <= _QUEUE_LOW_BYTES:
             self._held_back = False
             self._loop.call_later(0, self._read)  # not from here: `send` is called in the middle of a call
 
-    def _write(self) -> int:
+    def _wait_for_room(self, wanted: bool) -> None:
+        """Be told when there is room only while something waits for it: the port has news of its room at every write."""
+        if wanted != self._blocked:
+            self._blocked = wanted
+            self._loop.change(self._fd, READABLE | EDGE | (WRITABLE if wanted else 0))
+
+    def _wrote(self, count: int) -> None:
+        """Take the first `count` bytes off the queue; they are all in memory."""
         queue = self._queue
-        if not self._serial:
-            return os.writev(self._fd, queue[:16])
-        first = queue[0]
-        if len(first) >= _SERIAL_WRITE_BYTES:
+        self._queued_bytes -= count
+        while count:
+            first = queue[0]
+            assert not isinstance(first, Elsewhere)
+            if count < len(first):
+                queue[0] = memoryview(first)[count:]
+                return
+            count -= len(first)
+            del queue[0]
+
+    def _write(self, first: Buffer) -> int:
+        """What is at the head of the queue, as much of it as one call takes."""
+        if len(first) >= _SERIAL_WRITE_BYTES and self._serial:
             return self._write_large(memoryview(first))
-        if len(queue) == 1:
+        # On the port every write is one buffer of the device and one exit of the VM: fill it.
+        following = self._queue[1] if len(self._queue) > 1 else b""
+        if isinstance(following, Elsewhere) or not following:
             return os.write(self._fd, first)
-        # every write is one buffer of the device and one exit of the VM: fill it
-        second = memoryview(queue[1])[: _SERIAL_WRITE_BYTES - len(first)]
-        return os.write(self._fd, b"".join((first, second)))
+        if not self._serial:
+            return os.writev(self._fd, (first, following))
+        return os.write(self._fd, b"".join((first, memoryview(following)[: _SERIAL_WRITE_BYTES - len(first)])))
 
     def _write_large(self, view: memoryview) -> int:
         """As much as is taken at once. A loop of its own: a large answer is a hundred writes."""

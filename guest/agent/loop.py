@@ -202,6 +202,10 @@ class Loop:
         self._epoll.register(fd, mask)
         self._watched[fd] = callback
 
+    def change(self, fd: int, mask: int) -> None:
+        """Another mask for one that is watched. What is there already is reported, once again."""
+        self._epoll.modify(fd, mask)
+
     def unwatch(self, fd: int) -> None:
         """Stop; must come before the descriptor is closed. Does nothing for one that is not watched."""
         if self._watched.pop(fd, None) is not None:

@@ -44,7 +44,7 @@ def read_stream(agent: Agent, request: Message) -> Message | Steps:
     limit = min(request.get("len", 0) or _READ_BYTES_MAX, _READ_BYTES_MAX)
     timeout_s = request.get("timeout_ms", 0) / 1000
     if output.end > offset or output.at_eof or not timeout_s:
-        return _slice(output, offset, limit)
+        return _slice(output, limit)
     return _wait_and_slice(output, offset, limit, timeout_s)
 
 
@@ -57,11 +57,12 @@ def _wait_and_slice(output: Output, offset: int, limit: int, timeout_s: float) -
         yield output.changed.wait(left_s)
     if offset < output.acknowledged:
         raise RpcError(OUT_OF_RANGE, f"the bytes from `{offset}` were acknowledged by another call meanwhile")
-    return _slice(output, offset, limit)
+    return _slice(output, limit)
 
 
-def _slice(output: Output, offset: int, limit: int) -> Message:
-    data = output.peek(offset, limit)
+def _slice(output: Output, limit: int) -> Message:
+    offset = output.acknowledged
+    data = output.peek(limit)
     return {"offset": offset, "eof": output.at_eof and offset + len(data) == output.end, "data": data}
 
 
@@ -115,7 +116,7 @@ def _read(agent: Agent, request: Message, number: int) -> Steps:
         output.demand()
     while output is not None and output.end == output.acknowledged and not output.at_eof:
         yield output.changed.wait()
-    data = bytes(output.peek(output.acknowledged, limit)) if output is not None else b""
+    data = bytes(output.peek(limit)) if output is not None else b""
     if output is None or not data:
         raise RpcError(OUT_OF_RANGE, "eof")
     output.acknowledge(output.acknowledged + len(data))

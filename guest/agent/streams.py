@@ -12,6 +12,9 @@ a whole answer.
 An answer to the host refers to the ring itself (a memoryview, no copy). That is safe because bytes are overwritten only once
 the host has acknowledged them, which it cannot do before it has received them.
 
+Most processes print little, and a small ring serves them. A pipe that fills it is kept in pipes of ours from then on
+(`kept`), which is cheaper for many bytes; a terminal, which cannot be spliced, gets a larger ring.
+
 Input is accepted up to a bound, by offset: bytes that were accepted before are skipped, so a repeated write does no harm.
 """
 
@@ -19,13 +22,18 @@ from __future__ import annotations
 
 import os
 from errno import EIO
+from stat import S_ISFIFO
 
 from kata_wire.envelope import OUT_OF_RANGE
 
 from .errors import RpcError, precondition
 from .loop import READABLE, WRITABLE, Loop, Notice
 
-RING_BYTES = 3 << 20  # one full answer; what comes meanwhile waits in the pipe
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .kept import Answer, Kept
+
+RING_BYTES = 3 << 20  # unacknowledged, in a ring or kept: one full answer; what comes meanwhile waits in the pipe
 _RING_FIRST_BYTES = 64 << 10  # most processes print little, and a ring is filled with zeros when it is made
 PIPE_BYTES = (4 << 20, 1 << 20)  # the first that is granted: more than an answer, so that nobody waits for the other
 _RESUME_FREE_BYTES = _RING_FIRST_BYTES // 4  # read again only when it is worth a call
@@ -41,6 +49,7 @@ class Output:
         self._fd = fd
         self._size = _RING_FIRST_BYTES
         self._ring: memoryview | None = memoryview(bytearray(self._size))
+        self._kept: Kept | None = None  # instead of the ring
         self._origin = 0  # the offset whose byte lies at index 0
         self._watched = False
         self._full = False  # not read on for want of room
@@ -59,14 +68,15 @@ class Output:
             )
         if offset == self.acknowledged:
             return
+        if self._kept is not None:
+            self._kept.drop(offset - self.acknowledged)
         self.acknowledged = offset
         if offset == self.end:
             self._origin = offset  # begin at index 0 again: small outputs touch few pages of the ring
             if self.at_eof:
-                self._ring = None
+                self._forget()
             elif self._full and self._size < RING_BYTES:
-                self._size = RING_BYTES
-                self._ring = memoryview(bytearray(self._size))  # an answer under way keeps the old one
+                self._enlarge()
         if self._full and self._free() >= _RESUME_FREE_BYTES:
             self.demand()  # there is most likely something: it saves a turn of the loop
 
@@ -77,10 +87,13 @@ class Output:
             if not self.at_eof and self._free():
                 self._watch()
 
-    def peek(self, offset: int, limit: int) -> memoryview:
-        """Unacknowledged bytes from `offset`, at most `limit`, perhaps fewer than there are; without a copy."""
+    def peek(self, limit: int) -> memoryview | Answer | bytes:
+        """The first unacknowledged bytes, at most `limit`, perhaps fewer than there are; without a copy."""
+        if self._kept is not None:
+            return self._kept.answer(limit)
         if self._ring is None:
-            return memoryview(b"")
+            return b""
+        offset = self.acknowledged
         start = (offset - self._origin) % self._size
         size = min(self.end - offset, limit, self._size - start)
         return self._ring[start : start + size]
@@ -91,12 +104,34 @@ class Output:
             self._unwatch()
             os.close(self._fd)
             self._fd = -1
-        self._ring = None
+        self._forget()
         self.at_eof = True
         self.acknowledged = self.end
         self.changed.notify()
 
+    def _forget(self) -> None:
+        self._ring = None
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+
+    def _enlarge(self) -> None:
+        """There is nothing unacknowledged, and there will be much. Answers under way keep the old ring."""
+        self._size = RING_BYTES
+        self._ring = None
+        if S_ISFIFO(os.fstat(self._fd).st_mode):
+            from .kept import Kept
+
+            try:
+                self._kept = Kept()
+            except OSError:
+                pass  # too many descriptors, or no memory: it works without
+        if self._kept is None:
+            self._ring = memoryview(bytearray(self._size))
+
     def _free(self) -> int:
+        if self._kept is not None and self._kept.full:
+            return 0
         return self._size - (self.end - self.acknowledged)
 
     def _watch(self) -> None:
@@ -117,15 +152,12 @@ class Output:
     def _fill(self) -> int:
         """One read of as much as fits; how much came."""
         free = self._free()
-        ring = self._ring
-        if not free or ring is None or self._fd < 0:
+        if not free or self._fd < 0:
             return 0
-        start = (self.end - self._origin) % self._size
-        first = ring[start : min(start + free, self._size)]
-        rest = free - len(first)
         try:
-            got = os.readv(self._fd, (first, ring[:rest]) if rest else (first,))
+            got = self._kept.take(self._fd, free) if self._kept is not None else self._fill_ring(free)
         except BlockingIOError:
+            self._full = not self._free()
             return 0
         except OSError as error:
             if error.errno != EIO:  # EIO is how a terminal says that its last user has closed it
@@ -138,6 +170,13 @@ class Output:
         self.changed.notify()
         return got
 
+    def _fill_ring(self, free: int) -> int:
+        assert self._ring is not None
+        start = (self.end - self._origin) % self._size
+        first = self._ring[start : min(start + free, self._size)]
+        rest = free - len(first)
+        return os.readv(self._fd, (first, self._ring[:rest]) if rest else (first,))
+
     def _finish(self) -> None:
         if self._watched:
             self._unwatch()
@@ -145,7 +184,7 @@ class Output:
         self._fd = -1
         self.at_eof = True
         if self.acknowledged == self.end:
-            self._ring = None
+            self._forget()
 
 
 class Input:

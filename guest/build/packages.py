@@ -32,6 +32,7 @@ PACKAGES = (
     "libc6",
     "libcap2",
     "libexpat1",
+    "libffi8",
     "libgcrypt20",
     "libgpg-error0",
     "liblz4-1",

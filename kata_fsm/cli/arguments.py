@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from collections.abc import Iterable
+from typing import Any, NoReturn
 
+from kata_fsm.cli.options import FLAG, LIST, NUMBER, VALUE, Option
 from kata_fsm.errors import UsageError
 
 
@@ -36,11 +38,18 @@ def add_creation_options(parser: Parser) -> None:
     parser.add_argument("--no-new-keyring", action="store_true", help="accepted: the guest has keyrings of its own")
 
 
-def add_exec_terminal_options(parser: Parser) -> None:
-    """The options about terminals and descriptors of `exec`."""
-    parser.add_argument("--console-socket", metavar="SOCKET", help="where to send the terminal's master end")
-    parser.add_argument("--console", metavar="PTY", help="a terminal of the caller's to use as the process's")
-    parser.add_argument("--tty", "-t", action="store_true", help="give the process a terminal")
-    parser.add_argument("--pid-file", metavar="FILE", help="write the process's pid there, last")
-    parser.add_argument("--preserve-fds", type=int, default=0, metavar="N", help="keep N further descriptors open")
-    parser.add_argument("--no-subreaper", action="store_true", help="accepted: it has no meaning here")
+def parser_of(verb: str, description: str, options: Iterable[Option]) -> Parser:
+    """The parser of `[OPTIONS] ID [CMD...]` for a table of options (see `options`)."""
+    parser = Parser(verb, description)
+    how: dict[str, dict[str, Any]] = {
+        FLAG: {"action": "store_true"},
+        VALUE: {},
+        LIST: {"action": "append"},
+        NUMBER: {"type": int},
+    }
+    for option in options:
+        words = how[option.kind] if option.metavar is None else {**how[option.kind], "metavar": option.metavar}
+        parser.add_argument(*option.names, dest=option.dest, default=option.default(), help=option.help, **words)
+    parser.container()
+    parser.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER, help="the command and its arguments")
+    return parser

@@ -4,26 +4,29 @@
 from __future__ import annotations
 
 import os
-import signal
-from types import FrameType
 
-from kata_fsm.cli.console import RawTerminal
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from types import FrameType
+else:
+    import _signal  # what `signal` wraps in enums, whose import takes milliseconds
 
 # A stopped or resumed command line is the shell's affair; the rest cannot be caught or belongs to the interpreter.
 _NOT_FORWARDED = frozenset(
     {
-        signal.SIGKILL,
-        signal.SIGSTOP,
-        signal.SIGCHLD,
-        signal.SIGPIPE,
-        signal.SIGSEGV,
-        signal.SIGBUS,
-        signal.SIGFPE,
-        signal.SIGILL,
-        signal.SIGTSTP,
-        signal.SIGTTIN,
-        signal.SIGTTOU,
-        signal.SIGCONT,
+        _signal.SIGKILL,
+        _signal.SIGSTOP,
+        _signal.SIGCHLD,
+        _signal.SIGPIPE,
+        _signal.SIGSEGV,
+        _signal.SIGBUS,
+        _signal.SIGFPE,
+        _signal.SIGILL,
+        _signal.SIGTSTP,
+        _signal.SIGTTIN,
+        _signal.SIGTTOU,
+        _signal.SIGCONT,
     }
 )
 
@@ -43,9 +46,9 @@ def forward_signals(pid: int) -> None:
         except ProcessLookupError:
             pass  # it has just ended: the wait is about to return
 
-    for number in signal.valid_signals() - _NOT_FORWARDED:
+    for number in _signal.valid_signals() - _NOT_FORWARDED:
         try:
-            signal.signal(number, forward)
+            _signal.signal(number, forward)
         except (OSError, ValueError):
             pass  # the C library keeps two for itself
 
@@ -55,5 +58,7 @@ def wait(pid: int, *, tty: bool) -> int:
     forward_signals(pid)
     if not tty:
         return exit_code_of(os.waitpid(pid, 0)[1])
+    from kata_fsm.cli.console import RawTerminal
+
     with RawTerminal():
         return exit_code_of(os.waitpid(pid, 0)[1])

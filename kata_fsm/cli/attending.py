@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import select
-from typing import Any
 
 from kata_fsm.control import Connection, raise_error
 from kata_fsm.errors import SupervisorGone, WorldError
 from kata_fsm.limits import VERB_REPLY_S
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _LAST_WORDS_S = 3.0
 
@@ -43,5 +46,9 @@ def await_reply(connection: Connection, shim_pid: int) -> dict[str, Any]:
 
 
 def _how_ended(pid: int) -> str:
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    """It stays to be reaped by whoever started it."""
+    end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert end is not None, "asked to wait"
+    return (
+        f"ended with code {end.si_status}" if end.si_code == os.CLD_EXITED else f"was killed by signal {end.si_status}"
+    )

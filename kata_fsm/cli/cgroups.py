@@ -4,19 +4,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
-def join(directories: Sequence[str]) -> list[str]:
-    """Move this process into each cgroup; answers one line for every one that refused.
+def join(directories: Sequence[str], pid: int = 0) -> list[str]:
+    """Move the process `pid` (0: this one) into each cgroup; answers one line for every one that refused.
 
-    A refusal is no error: a v1 hierarchy that an engine never looks at may be read-only for us.
+    A refusal is no error: a v1 hierarchy that an engine never looks at may be read-only for us. The first move for a while
+    sleeps about 10 ms: the kernel waits until no processor is forking by its old idea of who is where.
     """
     refused = []
     for directory in directories:
         try:
-            with open(directory + "/cgroup.procs", "w", encoding="ascii") as file:
-                file.write("0")
+            with open(directory + "/cgroup.procs", "wb", buffering=0) as file:
+                file.write(b"%d" % pid)
         except OSError as error:
             refused.append(f"cgroup `{directory}` does not take the shim: {error.strerror}")
     return refused

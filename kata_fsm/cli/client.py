@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import select
-import signal
 import sys
-from typing import Any
 
 from kata_fsm import spawn
 from kata_fsm.cli.context import Context
@@ -16,7 +13,12 @@ from kata_fsm.cli.lookup import Found
 from kata_fsm.control import Connection, raise_error
 from kata_fsm.errors import SupervisorGone
 from kata_fsm.limits import PROCESS_KILL_WAIT_S, SUPERVISOR_SILENT_S, VERB_REPLY_S
+from kata_fsm.oci.names import sha256_hex
 from kata_fsm.world import Paths
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def actor(context: Context) -> dict[str, Any]:
@@ -33,13 +35,13 @@ def actor(context: Context) -> dict[str, Any]:
         "comm": _comm(parent),
         "cli_pid": os.getpid(),
         "verb": context.verb,
-        "argv_sha256": hashlib.sha256(words).hexdigest(),
+        "argv_sha256": sha256_hex(words),
     }
 
 
 def _loginuid() -> int | None:
     try:
-        with open("/proc/self/loginuid", encoding="ascii") as file:
+        with open("/proc/self/loginuid", "rb") as file:
             number = int(file.read())
     except (OSError, ValueError):
         return None
@@ -94,6 +96,8 @@ def _kill(pid: int, stream: str) -> None:
     except OSError:
         return
     try:
+        import signal
+
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             if stream.encode() not in file.read().split(b"\0"):
                 return

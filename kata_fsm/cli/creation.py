@@ -271,5 +271,6 @@ def attend(context: Context, connection: Connection, plan_of: Any) -> tuple[int,
     for warning in warnings:
         log.warn(context, warning)
     reply = raise_error(await_reply(connection, shim_pid))
+    log.warn_all(context, reply)
     pid = reply.get("pid")
     return (pid if isinstance(pid, int) and pid > 0 else shim_pid), shim_pid

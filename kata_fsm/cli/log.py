@@ -64,6 +64,13 @@ def warn(context: Context, message: str) -> None:
         os.write(2, f"warning: {message}\n".encode("utf-8", "backslashreplace"))
 
 
+def warn_all(context: Context, reply: dict[str, object]) -> None:
+    """The warnings in a supervisor's reply."""
+    warnings = reply.get("warnings")
+    for warning in warnings if isinstance(warnings, list) else ():
+        warn(context, str(warning))
+
+
 def traceback_of(error: BaseException) -> str:
     """The traceback, for --debug and for naming the place of a bug."""
     import traceback

@@ -5,35 +5,53 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
-import termios
-from typing import Any, NamedTuple, NoReturn
 
 from kata_fsm import spawn
 from kata_fsm.cli import cgroups
 from kata_fsm.errors import WorldError
-from kata_fsm.shim import set_namespace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+    from typing import Any, NoReturn
+else:
+    import _signal  # what `signal` wraps in enums, whose import takes milliseconds of every exec
 
 _REPORT_BYTES = 4096
 _OUT_OF_THE_WAY = 10
 
 
-class Plan(NamedTuple):
+class Plan:
     """What a shim is to be. `stdio`: the descriptors that become its 0, 1 and 2. `own_terminal`: they are a terminal made
     for it, which becomes its controlling one. `tty`: the process has a terminal, so there is no stderr of its own. `early`:
-    it is started before its process is declared."""
+    it is started before its process is declared, and whoever starts it moves it into its cgroups (see `cgroups.join`)."""
 
-    sandbox: str
-    stream: str
-    container: str
-    process: str
-    netns: str | None
-    cgroups: list[str]
-    stdio: tuple[int, int, int] = (0, 1, 2)
-    tty: bool = False
-    own_terminal: bool = False
-    preserve_fds: int = 0
-    early: bool = False
+    def __init__(
+        self,
+        *,
+        sandbox: str,
+        stream: str,
+        container: str,
+        process: str,
+        netns: str | None,
+        cgroups: list[str],
+        stdio: tuple[int, int, int] = (0, 1, 2),
+        tty: bool = False,
+        own_terminal: bool = False,
+        preserve_fds: int = 0,
+        early: bool = False,
+    ) -> None:
+        self.sandbox = sandbox
+        self.stream = stream
+        self.container = container
+        self.process = process
+        self.netns = netns
+        self.cgroups = cgroups
+        self.stdio = stdio
+        self.tty = tty
+        self.own_terminal = own_terminal
+        self.preserve_fds = preserve_fds
+        self.early = early
 
 
 def plan_from(reply: dict[str, Any], *, sandbox: str, stream: str, **how: Any) -> Plan:
@@ -50,48 +68,69 @@ def plan_from(reply: dict[str, Any], *, sandbox: str, stream: str, **how: Any) -
     )
 
 
+class Starting:
+    """A shim on its way. `pid` is its own from the beginning."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._reader, writer = os.pipe2(os.O_CLOEXEC)
+        self.pid = os.fork()
+        if self.pid == 0:
+            _child(plan, writer)
+        os.close(writer)
+
+    def confirm(self) -> list[str]:
+        """Wait until it has become a shim; warnings. Raises `WorldError` when it could not."""
+        report = b""
+        while data := os.read(self._reader, _REPORT_BYTES):
+            report += data
+        os.close(self._reader)
+        lines = report.decode("utf-8", "replace").splitlines()
+        failed = [line.removeprefix("!") for line in lines if line.startswith("!")]
+        if failed:
+            raise WorldError(f"the shim cannot be started: {failed[0]}")
+        return lines
+
+    def abandon(self) -> None:
+        """End it, whatever has become of it."""
+        os.kill(self.pid, _signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
 def start(plan: Plan) -> tuple[int, list[str]]:
     """(pid of the shim, warnings). Raises `WorldError` when it could not be started."""
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    homes = cgroups.homes(plan.cgroups)
-    pid = os.fork()
-    if pid == 0:
-        _child(plan, homes, writer)
-    os.close(writer)
-    report = b""
-    while data := os.read(reader, _REPORT_BYTES):
-        report += data
-    os.close(reader)
-    lines = report.decode("utf-8", "replace").splitlines()
-    failed = [line.removeprefix("!") for line in lines if line.startswith("!")]
-    if failed:
-        os.waitpid(pid, 0)
-        raise WorldError(f"the shim cannot be started: {failed[0]}")
-    return pid, lines
+    starting = Starting(plan)
+    try:
+        return starting.pid, starting.confirm()
+    except WorldError:
+        os.waitpid(starting.pid, 0)
+        raise
 
 
-def _child(plan: Plan, homes: list[str], report: int) -> NoReturn:
+def _child(plan: Plan, report: int) -> NoReturn:
     try:
         # Out of the way of everything that is put in its place below.
         report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, max(3 + plan.preserve_fds, _OUT_OF_THE_WAY))
-        _become(plan, homes, report)
+        _become(plan, report)
     except BaseException as error:
         os.write(report, f"!{error}\n".encode("utf-8", "replace"))
     finally:
         os._exit(127)
 
 
-def _become(plan: Plan, homes: list[str], report: int) -> None:
+def _become(plan: Plan, report: int) -> None:
     # Signals wait until the shim can forward them; the mask outlives exec.
-    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
-    for line in cgroups.join(plan.cgroups):
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, _signal.valid_signals())
+    homes = cgroups.homes(plan.cgroups)
+    for line in [] if plan.early else cgroups.join(plan.cgroups):
         os.write(report, (line + "\n").encode())
     if plan.netns:
         with open(plan.netns, "rb") as namespace:
-            set_namespace(namespace.fileno())
+            spawn.set_namespace(namespace.fileno())
     os.setsid()
     _place(plan, report)
     if plan.own_terminal:
+        import termios
+
         try:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         except OSError as error:

@@ -204,6 +204,8 @@ def _exec(draw: _Draw, command: Exec) -> None:
     if state != container.RUNNING:
         raise _illegal("container", command.container, state, "exec", f"Container {command.container} is not running")
     draw.fire("process", "declare", command.process, {"config": command.config})
+    if command.shim:
+        draw.fire("process", "attach", command.process, {"shim": command.shim})
 
 
 def _attach(draw: _Draw, command: AttachShim) -> None:

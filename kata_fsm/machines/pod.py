@@ -47,7 +47,7 @@ def container_of(process_subject: str) -> str:
     return process_subject.rsplit("/", 1)[0]
 
 
-class Unit(msgspec.Struct):
+class Unit(msgspec.Struct, gc=False):  # as `Moved`
     """One machine of one subject: its state and what its transitions taught us."""
 
     state: str

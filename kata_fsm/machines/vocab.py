@@ -54,7 +54,8 @@ EXIT_UNKNOWN = 255
 """Exit code of a process whose true code nobody knows: unknown is never success."""
 
 
-class Moved(msgspec.Struct, frozen=True, omit_defaults=True):
+# gc=False: what holds nothing but JSON cannot be part of a cycle, and a fold makes as many as there are events.
+class Moved(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One transition, as stored: `machine` of `subject` (empty for the pod's own) went from `source` to `dest`."""
 
     machine: str
@@ -124,12 +125,14 @@ class Resume(msgspec.Struct, frozen=True, tag_field="do", tag="resume"):
     container: str
 
 
-class Exec(msgspec.Struct, frozen=True, tag_field="do", tag="exec"):
-    """Declare an additional process `process` (`container/eN`). `config`: terminal, redacted arguments, file of the rest."""
+class Exec(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="do", tag="exec"):
+    """Declare an additional process `process` (`container/eN`). `config`: terminal, redacted arguments, file of the rest.
+    `shim`, when its caller has started one already, is as in `AttachShim`, which it then includes."""
 
     container: str
     process: str
     config: Facts
+    shim: Facts = {}
 
 
 class Kill(msgspec.Struct, frozen=True, tag_field="do", tag="kill"):

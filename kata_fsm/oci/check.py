@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from kata_fsm.errors import SpecError
+from kata_fsm.oci.reading import fault
 from kata_fsm.oci.spec import (
     CAPABILITIES,
     HOSTNAME_BYTES_MAX,
@@ -25,7 +26,6 @@ from kata_fsm.oci.spec import (
     Process,
     Resources,
     Spec,
-    fault,
 )
 
 GUEST_MOUNT_TYPES = frozenset({"proc", "sysfs", "devpts", "mqueue", "tmpfs", "cgroup", "cgroup2"})

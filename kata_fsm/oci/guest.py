@@ -17,8 +17,9 @@ from typing import Any
 import msgspec
 
 from kata_fsm.oci.check import is_bind, unknown_capabilities
+from kata_fsm.oci.reading import fault
 from kata_fsm.oci.sandbox import CONTAINER
-from kata_fsm.oci.spec import Document, Linux, Loaded, Mount, fault
+from kata_fsm.oci.spec import Document, Linux, Loaded, Mount
 
 SHARE = "/run/kata-containers/shared/containers"
 """Where the guest mounts the shared tree: the path that Kata's agent knows."""

@@ -23,14 +23,18 @@ def _sha256() -> "Callable[..., object]":
     return sha256  # type: ignore[no-any-return]
 
 
+def sha256_hex(data: bytes) -> str:
+    """The SHA-256 digest of `data`, in 64 hex characters."""
+    text: str = _sha256()(data).hexdigest()  # type: ignore[attr-defined]
+    return text
+
+
 def root_digest(root: str) -> str:
     """16 hex characters that stand for a `--root` directory: the namespace of its container ids.
 
     Symbolic links are resolved, so that `/var/run/x` and `/run/x` are one namespace.
     """
-    digest = _sha256()(os.fsencode(os.path.realpath(root)))
-    text: str = digest.hexdigest()[:_ROOT_DIGEST_CHARACTERS]  # type: ignore[attr-defined]
-    return text
+    return sha256_hex(os.fsencode(os.path.realpath(root)))[:_ROOT_DIGEST_CHARACTERS]
 
 
 def root_prefix(root: str) -> bytes:

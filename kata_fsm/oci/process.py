@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process of an `exec`: from a file as it is, or from options over the container's own process."""
+"""The process of an `exec`: from a file as it is, or from options over the container's own process.
+
+The verb makes the document, and refuses what is wrong with its options; the supervisor, which has everything for that in
+memory already, checks its types (`check`). Hot path: C modules and `os` only, until something is wrong.
+"""
 
 from __future__ import annotations
 
-import argparse
-import copy
-from typing import Any
-
+from kata_fsm import cjson
 from kata_fsm.errors import SpecError, UsageError
-from kata_fsm.oci import spec
-from kata_fsm.oci.check import check_process, unknown_capabilities
+from kata_fsm.oci import reading
 
-Document = dict[str, Any]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Document = dict[str, Any]
 
 CAPABILITY_SETS = ("bounding", "effective", "permitted")
 """The sets that `--cap` adds to. Inheritable and ambient stay: adding there lets files raise what was not asked for."""
@@ -20,35 +24,65 @@ CAPABILITY_SETS = ("bounding", "effective", "permitted")
 def pattern_of(bundle: str) -> Document | None:
     """The container's own process in its bundle; None when the bundle is gone or unreadable."""
     try:
-        loaded = spec.load(bundle)
-    except SpecError:
+        process = cjson.loads_object(reading.read_config(bundle)).get("process")
+    except (SpecError, ValueError):
         return None
-    process = loaded.document.get("process")
-    return copy.deepcopy(process) if isinstance(process, dict) else None
+    return process if isinstance(process, dict) and _is_sound(process) else None
 
 
-def from_options(options: argparse.Namespace, pattern: Document | None) -> tuple[Document, list[str]]:
-    """(process, warnings). Raises `SpecError` or `UsageError` naming what is wrong."""
+def _is_sound(process: Document) -> bool:
+    """Whether what options add to is of a type that takes it."""
+    user, sets = process.get("user") or {}, process.get("capabilities") or {}
+    if not isinstance(user, dict) or not isinstance(sets, dict | list):
+        return False
+    lists = [process.get("env"), user.get("additionalGids"), *(sets.values() if isinstance(sets, dict) else ())]
+    return all(names is None or isinstance(names, list) for names in lists)
+
+
+def from_options(options: Any, pattern: Document | None) -> Document:
+    """The process, whose types are not checked yet. Raises `SpecError` or `UsageError` naming what is wrong."""
     document = _from_file(options.process) if options.process else _from_pattern(options, pattern)
     if options.tty:
         document["terminal"] = True
-    where = f"process file `{options.process}`" if options.process else "exec"
+    reading.check_values(document, where=where(options))
+    return document
+
+
+def where(options: Any) -> str:
+    """What errors call the place that a process was read from."""
+    return f"process file `{options.process}`" if options.process else "exec"
+
+
+def check(document: Document, *, where: str) -> list[str]:
+    """Refuse a process that could not be run, take out what the guest could not apply, and answer warnings about it.
+
+    Raises `SpecError` naming the field.
+    """
+    from kata_fsm.oci import spec
+    from kata_fsm.oci.check import check_process, unknown_capabilities
+
     typed = spec.convert(document, spec.Process, where=where)
     check_process(typed, where=where, prefix="")
     unknown = [f"{where}: `capabilities`: {line}" for line in unknown_capabilities(typed)]
-    return document, [*unknown, *_drop_labels(document)]
+    return [*unknown, *_drop_labels(document)]
 
 
 def _from_file(path: str) -> Document:
     try:
-        data = spec.read_file(path)
+        data = reading.read_file(path)
     except OSError as error:
         raise UsageError(f"process file `{path}` cannot be read: {error.strerror}") from error
-    _, document = spec.parse(data, spec.Process, where=f"process file `{path}`")
-    return document
+    name = f"process file `{path}`"
+    reading.require_size(data, where=name)
+    try:
+        return cjson.loads_object(data)
+    except ValueError:
+        from kata_fsm.oci import spec
+
+        return spec.parse(data, spec.Process, where=name)[1]  # which says what is wrong in better words
 
 
-def _from_pattern(options: argparse.Namespace, pattern: Document | None) -> Document:
+def _from_pattern(options: Any, pattern: Document | None) -> Document:
     if not options.command:
         raise UsageError("exec: process args cannot be empty", hint="name a command, or use --process")
     if pattern is None:
@@ -106,8 +140,10 @@ def _add_capabilities(document: Document, names: list[str]) -> None:
 
 def _capability(word: str) -> str:
     """`CAP_KILL`, from that, `cap_kill` or `KILL`. One that nobody knows would be ignored in the guest, without a word."""
+    from kata_fsm.oci.spec import CAPABILITIES
+
     name = "CAP_" + word.upper().removeprefix("CAP_")
-    if name not in spec.CAPABILITIES:
+    if name not in CAPABILITIES:
         raise UsageError(f"exec: there is no capability `{word}`", hint="`kata-fsm features` lists them")
     return name
 

@@ -13,6 +13,7 @@ from kata_fsm.limits import SPEC_BYTES_MAX
 from kata_fsm.oci import spec
 from kata_fsm.oci.check import check_resources
 from kata_fsm.oci.guest import clean_resources
+from kata_fsm.oci.reading import read_file
 
 Document = dict[str, Any]
 
@@ -93,7 +94,7 @@ def from_options(given: Mapping[str, str]) -> tuple[Document, list[str]]:
 def from_file(path: str) -> tuple[Document, list[str]]:
     """(resources, warnings) of a JSON file, `-` being stdin. Raises `SpecError` or `UsageError`."""
     try:
-        data = _read_stdin() if path == "-" else spec.read_file(path)
+        data = _read_stdin() if path == "-" else read_file(path)
     except OSError as error:
         raise UsageError(f"resources file `{path}` cannot be read: {error.strerror}") from error
     where = f"resources `{path}`"

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from typing import Annotated, Any
 
 import msgspec
 
 from kata_fsm.errors import SpecError
-from kata_fsm.limits import SPEC_BYTES_MAX, SPEC_DEPTH_MAX
+from kata_fsm.limits import SPEC_DEPTH_MAX
+from kata_fsm.oci.reading import check_values, fault, read_config, require_size
 
 Document = dict[str, Any]
 Uint32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
 Int64 = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
-Count = Annotated[int, msgspec.Meta(ge=0)]  # of 64 bits: `_check_values` looks, msgspec knows no bound so high
+Count = Annotated[int, msgspec.Meta(ge=0)]  # of 64 bits: `check_values` looks, msgspec knows no bound so high
 
 HOSTNAME_BYTES_MAX = 64
 NAMESPACE_TYPES = ("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time")
@@ -237,15 +237,10 @@ class Loaded(msgspec.Struct, frozen=True):
         return bool(self.spec.process and self.spec.process.terminal)
 
 
-def fault(field: str, problem: str, *, where: str = "config.json", hint: str | None = None) -> SpecError:
-    """The error for one field."""
-    return SpecError(f"{where}: `{field}`: {problem}", hint=hint)
-
-
 def convert(document: object, type_: type[Any], *, where: str, prefix: str = "") -> Any:
     """`document` as `type_`. Raises `SpecError` with the path of the field that is wrong, and what is wrong with it."""
     if isinstance(document, dict):
-        _check_values(document, where)
+        check_values(document, where=where)
     try:
         return msgspec.convert(document, type_)
     except msgspec.ValidationError as error:
@@ -268,8 +263,7 @@ def _translated(text: str, where: str, prefix: str) -> SpecError:
 
 def parse(data: bytes, type_: type[Any], *, where: str) -> tuple[Any, Document]:
     """(typed view, document) of JSON bytes. Raises `SpecError`."""
-    if len(data) > SPEC_BYTES_MAX:
-        raise SpecError(f"{where}: larger than {SPEC_BYTES_MAX} bytes")
+    require_size(data, where=where)
     try:
         data.decode("utf-8")
         document = msgspec.json.decode(data)
@@ -284,54 +278,9 @@ def parse(data: bytes, type_: type[Any], *, where: str) -> tuple[Any, Document]:
     return convert(document, type_, where=where), document
 
 
-def _check_values(document: Document, where: str) -> None:
-    """Refuse what no field can hold, whether we know it or not, because what we do not know reaches the guest as it is:
-    strings with a NUL byte, integers of more than 64 bits, and nesting that a recursive reader could not follow."""
-    level: list[tuple[str, object]] = [("", document)]
-    for _ in range(SPEC_DEPTH_MAX):
-        inner: list[tuple[str, object]] = []
-        for path, value in level:
-            if isinstance(value, dict):
-                for name in value:
-                    _check_scalar(path, name, where)
-                inner += [(f"{path}.{name}" if path else name, item) for name, item in value.items()]
-            elif isinstance(value, list):
-                inner += [(f"{path}[{index}]", item) for index, item in enumerate(value)]
-            else:
-                _check_scalar(path, value, where)
-        if not inner:
-            return
-        level = inner
-    raise fault(level[0][0][:_SHOWN_PATH_CHARACTERS], f"nested more than {SPEC_DEPTH_MAX} levels deep", where=where)
-
-
-def _check_scalar(path: str, value: object, where: str) -> None:
-    if isinstance(value, str) and "\0" in value:
-        raise fault(path, "contains a NUL byte", where=where)
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
-        raise fault(path, "does not fit into 64 bits", where=where)
-
-
-_SHOWN_PATH_CHARACTERS = 64
-
-
-def read_file(path: str) -> bytes:
-    """The bytes of a file of at most `SPEC_BYTES_MAX` (one more is read, so that `parse` notices)."""
-    with open(path, "rb") as file:
-        return file.read(SPEC_BYTES_MAX + 1)
-
-
 def load(bundle: str) -> Loaded:
     """The specification of the bundle directory `bundle` (absolute). Raises `SpecError`."""
-    path = os.path.join(bundle, "config.json")
-    try:
-        if stat.S_ISFIFO(os.stat(path).st_mode):
-            raise SpecError(f"`{path}` is a pipe, not a file")  # to open it would wait for a writer, perhaps for ever
-        data = read_file(path)
-    except OSError as error:
-        raise SpecError(
-            f"`{path}` cannot be read: {error.strerror}", hint="`kata-fsm spec` writes one to start from"
-        ) from error
+    data = read_config(bundle)
     spec, document = parse(data, Spec, where="config.json")
     return Loaded(spec, document, bundle, _rootfs(spec, bundle))
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from kata_fsm.effects.process import alive, identify
 from kata_fsm.errors import CallerError, WorldError
 from kata_fsm.limits import EXEC_ID_CHARS_MAX, SHIM_ATTACH_S
 from kata_fsm.machines import Cause, Pod, process
@@ -27,6 +28,8 @@ from kata_fsm.machines.vocab import (
     StopSandbox,
 )
 from kata_fsm.oci.names import check_id
+from kata_fsm.oci.process import check
+from kata_fsm.oci.redact import redacted
 from kata_fsm.supervisor import standing
 from kata_fsm.supervisor.channel import Channel
 from kata_fsm.supervisor.requests import Reply, Request, object_in, text_in
@@ -53,7 +56,7 @@ class Kept:
         self.path = f"{directory}/{name}.{WORLD.random_bytes(4).hex()}.json"
         fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "w", encoding="utf-8") as file:
-            json.dump(value, file)
+            file.write(json.dumps(value))  # in C, as `json.dump` is not
 
     def drop(self) -> None:
         """Forget it."""
@@ -128,28 +131,45 @@ async def _give_up(server: Server, container_id: str) -> None:
 async def exec_(server: Server, channel: Channel, request: Request) -> Reply:
     """Add a process to a running container."""
     container_id, wanted = text_in(request, "container"), object_in(request, "process")
+    warnings = check(wanted, where=str(request.get("where") or "exec"))
     early = _early_name(request)
+    shim = _named_shim(request) if early else None
     name = early or server.exec_name(container_id)
     subject = f"{container_id}/{name}"
     kept = Kept(server.paths.base, f"{container_id}.{name}", wanted)
     config = {
         "terminal": bool(wanted.get("terminal")),
-        "args": request.get("args_redacted") or [],
+        "args": redacted(wanted["args"]),
         "cwd": wanted.get("cwd", "/"),
         "user": wanted.get("user", {}),
         "process_file": kept.path,
     }
     try:
-        await server.runtime.submit(Exec(container_id, subject, config), request.get("actor"))
+        await server.runtime.submit(Exec(container_id, subject, config, shim or {}), request.get("actor"))
     except Exception:
         kept.drop()
         raise
-    facts = await _spawn(server, channel, container_id, name, early=bool(early))
+    facts = await _spawn(server, channel, container_id, name, early=bool(early), attached=bool(shim))
     kept.drop()
     if not facts.get("spawned"):
         why = facts.get("error") or facts.get("cause") or {}
         raise StartFailed(f"cannot exec in container `{container_id}`: {why.get('message') or 'the cause is unknown'}")
-    return {"ok": True, "pid": facts["shim"]["pid"]}
+    return {"ok": True, "pid": facts["shim"]["pid"], "warnings": warnings}
+
+
+def _named_shim(request: Request) -> Facts | None:
+    """The shim that the caller has started for the process, and which is on its way to us; None when it names none.
+
+    Raises `CallerError` for one that is not there.
+    """
+    if "shim" not in request:
+        return None
+    named = object_in(request, "shim")
+    pid = named.get("pid")
+    identity = identify(pid) if isinstance(pid, int) else None
+    if identity is None or identity.start_ticks != named.get("start_ticks") or not alive(identity):
+        raise CallerError(f"the request's shim `{pid}` is not there")
+    return identity.to_dict()
 
 
 def _early_name(request: Request) -> str:
@@ -164,10 +184,14 @@ def _early_name(request: Request) -> str:
     return name
 
 
-async def _spawn(server: Server, channel: Channel, container_id: str, name: str, *, early: bool) -> Facts:
+async def _spawn(
+    server: Server, channel: Channel, container_id: str, name: str, *, early: bool, attached: bool
+) -> Facts:
     """Get the process its shim; what is known of it once it runs, or will not any more."""
     runtime, subject = server.runtime, f"{container_id}/{name}"
-    if early:
+    if attached:
+        pass  # it was declared with it, and is being spawned
+    elif early:
         attached = await _attached(server, channel, subject)
     else:
         attached = await _get_shim(server, channel, container_id, name)

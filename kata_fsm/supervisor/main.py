@@ -218,12 +218,13 @@ class Supervisor:
 
 
 async def _warm_up() -> None:
-    """Import what is needed once the guest answers, while it boots: the message classes cost tens of milliseconds."""
+    """Import what is needed once the guest answers, while it boots: message classes and checks cost tens of milliseconds."""
 
     def work() -> None:
+        from kata_fsm.oci import check
         from kata_wire import messages
 
-        _ = (messages.agent, messages.health, messages.extension, messages.ttrpc)
+        _ = (check, messages.agent, messages.health, messages.extension, messages.ttrpc)
 
     await trio.to_thread.run_sync(work)
 

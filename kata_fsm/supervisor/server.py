@@ -160,7 +160,7 @@ class Server:
         self.shims += 1
         try:
             await session.attach(shim)
-            await self._attached(channel, subject, identity)
+            await self._attached(channel, subject, identity, early=bool(hello.get("early")))
             await self._serve_shim(session, shim, hello)
         except JournalError as error:
             # Hang up: it comes again. An error would end it, and with it whoever waits for the workload.
@@ -188,9 +188,11 @@ class Server:
         close_all(fds)
         raise CallerError(f"the shim `{pid}` is not the process it says it is")
 
-    async def _attached(self, channel: Channel, subject: str, identity: Identity) -> None:
+    async def _attached(self, channel: Channel, subject: str, identity: Identity, *, early: bool) -> None:
         try:
-            await self.runtime.submit(AttachShim(subject, identity.to_dict()))
+            # One that was named by whoever asked for the process is on record already when it comes.
+            if not early or self._unit(subject).facts.get("shim") != identity.to_dict():
+                await self.runtime.submit(AttachShim(subject, identity.to_dict()))
         except IllegalTransition:
             if self._unit(subject).state != process.CLOSED:
                 raise Bug(f"process `{subject}` is `{self._unit(subject).state}` and takes no shim") from None

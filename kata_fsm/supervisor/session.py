@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from journal import JournalError
+from kata_fsm.effects.agent.bulk import Bulk
 from kata_fsm.effects.agent.client import AGENT, EXTENSION, AgentCallError
 from kata_fsm.effects.process import Identity, wait_exit
 from kata_fsm.errors import CallerError, EffectError
@@ -191,46 +192,52 @@ class Session:
         """Hand over one output to its end: everything before `offset` has gone into some shim's pipe."""
         shim = await self._await_shim()
         offset = shim.delivered[stream] if shim is not None else 0
+        bulk = Bulk()
         while True:
             try:
-                reply = await self._read(stream, offset)
+                reply, bulk = await self._read(stream, offset, bulk)
             except AgentLied as lie:
                 await self._lost(lie)
                 return
             if reply is None:
                 return
-            if reply.data:
-                offset = await self._hand_over(stream, offset, reply.data)
+            end = offset + (bulk.size or len(reply.data))
+            if end > offset:
+                offset = await self._hand_over(stream, offset, end, bulk if bulk.size else reply.data)
                 self._handed_over[stream] = offset
+                if bulk.size:
+                    bulk = Bulk()  # it was dropped
             elif self._has_ended(self._runtime.pod):
                 return  # somebody else holds the stream open; what the process wrote has all come
-            if reply.eof and offset == reply.offset + len(reply.data):
+            if reply.eof and offset == end:
                 return
 
-    async def _hand_over(self, stream: int, offset: int, data: bytes) -> int:
-        """Write what was read at `offset`; the offset of the next byte wanted."""
+    async def _hand_over(self, stream: int, offset: int, end: int, data: bytes | Bulk) -> int:
+        """Write what was read from `offset` to `end`; the offset of the next byte wanted."""
         shim = await self._await_shim()
         if shim is None:
-            return offset + len(data)  # dropped
+            return end  # dropped
         if await self._write(shim, stream, data):
-            return offset + len(data)
+            return end
         # The shim went away in the middle: the next one says where it stopped.
         shim = await self._await_shim()
-        return offset + len(data) if shim is None else shim.delivered.get(stream, offset)
+        return end if shim is None else shim.delivered.get(stream, offset)
 
-    async def _write(self, shim: Shim, stream: int, data: bytes) -> bool:
+    async def _write(self, shim: Shim, stream: int, data: bytes | Bulk) -> bool:
         target = shim.outputs.get(stream)
         if target is None:
             return True
         try:
-            await target.send_all(data)
+            await (data.pour(target) if isinstance(data, Bulk) else target.send_all(data))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             await self.detach(shim)
             return False
         return True
 
-    async def _read(self, stream: int, offset: int) -> Any | None:
-        """The next output from `offset` on; None when there will be none. Raises `AgentLied`."""
+    async def _read(self, stream: int, offset: int, bulk: Bulk) -> tuple[Any | None, Bulk]:
+        """The next output from `offset` on; None when there will be none. Its data are in the answer, or, if they are many,
+        in the Bulk, which is another one if `bulk` could not be used any more. Raises `AgentLied`.
+        """
         from kata_wire import messages
 
         request = messages.extension.ReadStreamRequest(
@@ -243,17 +250,21 @@ class Session:
         )
         while not self._guest_is_gone():
             try:
-                reply = await self._link.call(EXTENSION, "ReadStream", request, timeout_s=AGENT_CALL_TIMEOUT_S)
+                reply = await self._link.call(
+                    EXTENSION, "ReadStream", request, timeout_s=AGENT_CALL_TIMEOUT_S, into=bulk
+                )
             except AgentCallError:
-                return None  # the agent no longer knows the process
+                return None, bulk  # the agent no longer knows the process
             except EffectError:
+                bulk = Bulk()  # the other may still be filled
                 await trio.sleep(RETRY_S)  # between two connections; whether the agent is lost is decided elsewhere
                 continue
-            if reply.offset != offset or len(reply.data) > STREAM_READ_BYTES:
-                came = f"{len(reply.data)} bytes at {reply.offset}"
+            size = bulk.size or len(reply.data)
+            if reply.offset != offset or size > STREAM_READ_BYTES:
+                came = f"{size} bytes at {reply.offset}"
                 raise AgentLied(f"ReadStream was asked for {STREAM_READ_BYTES} bytes at {offset}, and answered {came}")
-            return reply
-        return None
+            return reply, bulk
+        return None, bulk
 
     # --- input --------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 from tests.support.kata import LIMIT_S, Kata, wait_until
@@ -54,6 +55,39 @@ def test_killed_supervisor_is_replaced_and_loses_nothing(kata: Kata) -> None:
         runner.stdin.close()
         assert runner.stdout.read() == "after\n"
         assert runner.wait(LIMIT_S) == 6
+
+
+def test_a_supervisor_killed_within_a_large_output_loses_and_doubles_nothing(kata: Kata) -> None:
+    """Again and again, with the other stream and the input in use beside it."""
+    lines = 1_500_000
+    script = f"(seq 1 {lines}) & seq 1 20000 >&2; wait; read line; echo $line"
+    bundle = kata.bundle("b", "/bin/sh", "-c", script)
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            kata.argv("run", "--bundle", str(bundle), "c1"),
+            env=kata.env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        ) as runner,
+    ):
+        assert runner.stdout is not None
+        assert runner.stdin is not None
+        runner.stdin.write(b"typed\n")
+        runner.stdin.close()
+        found, killed = bytearray(), 0
+        while data := runner.stdout.read1(1 << 20):  # type: ignore[attr-defined]
+            found += data
+            if len(found) > (killed + 1) * 3_300_000 and killed < 2:
+                killed += 1
+                (supervisor,) = kata.processes("supervisor", "c1")
+                os.kill(supervisor, signal.SIGKILL)
+        assert runner.wait(LIMIT_S) == 0
+        errors.seek(0)
+        assert errors.read() == b"".join(b"%d\n" % number for number in range(1, 20_001))
+    assert killed == 2
+    assert bytes(found) == b"".join(b"%d\n" % number for number in range(1, lines + 1)) + b"typed\n"
 
 
 def test_a_reader_that_finds_no_supervisor_asks_for_recovery(kata: Kata) -> None:

@@ -249,7 +249,8 @@ class AgentPeer:
             while len(output) == offset and not process.at_eof:
                 await process.changed.wait()
         data = bytes(output[offset : offset + request.get("len", 0)])
-        return {"data": data, "offset": offset, "eof": process.at_eof and offset + len(data) == len(output)}
+        # In the order of the agent's own: the data come last.
+        return {"offset": offset, "eof": process.at_eof and offset + len(data) == len(output), "data": data}
 
     async def WriteStream(self, request: Message) -> Message:
         process = self._find(request)

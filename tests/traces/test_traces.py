@@ -66,6 +66,8 @@ def parse(line: str) -> v.Input:
             return v.AttachShim(subject, {"pid": 42})
         case ["exec", subject, name]:
             return v.Exec(subject, f"{subject}/{name}", {})
+        case ["exec", subject, name, "shim"]:
+            return v.Exec(subject, f"{subject}/{name}", {}, {"pid": 42})
         case ["start", subject]:
             return v.Start(subject)
         case ["pause", subject]:

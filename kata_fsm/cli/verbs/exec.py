@@ -3,45 +3,49 @@
 
 Every option reaches the guest: user, additional groups, capabilities, environment, directory, no-new-privileges. Without
 --process the container's own process is the pattern, as in runc.
+
+Health probes run this every few seconds and people wait for it: it imports next to nothing, which a test pins, and
+leaves to the supervisor what that has in memory already.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import signal
-from typing import Any
-
 from kata_fsm import cjson
-from kata_fsm.cli import ask, lookup, shims
-from kata_fsm.cli.arguments import Parser, add_exec_terminal_options
-from kata_fsm.cli.context import Context
+from kata_fsm.cli import lookup, shims
+from kata_fsm.cli.options import FLAG, LIST, NUMBER, VALUE, Option, Values, parse
 from kata_fsm.errors import UsageError
 from kata_fsm.limits import SPEC_BYTES_MAX
 from kata_fsm.world import WORLD
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-def _parser() -> Parser:
-    parser = Parser("exec", "run a further process in a running container")
-    add_exec_terminal_options(parser)
-    parser.add_argument("--process", "-p", metavar="FILE", help="the OCI process, as JSON")
-    parser.add_argument("--detach", "-d", action="store_true", help="leave when the process has started")
-    parser.add_argument("--cwd", metavar="DIR", help="working directory")
-    parser.add_argument("--env", "-e", action="append", default=[], metavar="NAME=VALUE", help="add to the environment")
-    parser.add_argument("--user", "-u", metavar="UID[:GID]", help="run as this user and group")
-    parser.add_argument("--additional-gids", "-g", action="append", default=[], metavar="GID", help="further groups")
-    parser.add_argument("--cap", "-c", action="append", default=[], metavar="CAP", help="add a capability")
-    parser.add_argument("--no-new-privs", action="store_true", help="set no-new-privileges")
-    parser.add_argument("--process-label", metavar="LABEL", help="SELinux label")
-    parser.add_argument("--apparmor", metavar="PROFILE", help="AppArmor profile")
-    parser.add_argument("--cgroup", metavar="PATH", help="refused: cgroups are the guest's")
-    parser.add_argument("--ignore-paused", action="store_true", help="refused: a paused container takes no process")
-    parser.container()
-    parser.add_argument("command", metavar="CMD", nargs=argparse.REMAINDER, help="the command and its arguments")
-    return parser
+    from kata_fsm.cli.context import Context
+
+OPTIONS = (
+    Option("--console-socket", VALUE, "where to send the terminal's master end", "SOCKET"),
+    Option("--console", VALUE, "a terminal of the caller's to use as the process's", "PTY"),
+    Option("--tty -t", FLAG, "give the process a terminal"),
+    Option("--pid-file", VALUE, "write the process's pid there, last", "FILE"),
+    Option("--preserve-fds", NUMBER, "keep N further descriptors open", "N"),
+    Option("--no-subreaper", FLAG, "accepted: it has no meaning here"),
+    Option("--process -p", VALUE, "the OCI process, as JSON", "FILE"),
+    Option("--detach -d", FLAG, "leave when the process has started"),
+    Option("--cwd", VALUE, "working directory", "DIR"),
+    Option("--env -e", LIST, "add to the environment", "NAME=VALUE"),
+    Option("--user -u", VALUE, "run as this user and group", "UID[:GID]"),
+    Option("--additional-gids -g", LIST, "further groups", "GID"),
+    Option("--cap -c", LIST, "add a capability", "CAP"),
+    Option("--no-new-privs", FLAG, "set no-new-privileges"),
+    Option("--process-label", VALUE, "SELinux label", "LABEL"),
+    Option("--apparmor", VALUE, "AppArmor profile", "PROFILE"),
+    Option("--cgroup", VALUE, "refused: cgroups are the guest's", "PATH"),
+    Option("--ignore-paused", FLAG, "refused: a paused container takes no process"),
+)
 
 
-def _refuse_options(options: argparse.Namespace) -> None:
+def _refuse_options(options: Values) -> None:
     refused = {
         "--process-label": (options.process_label, "the guest has no SELinux"),
         "--apparmor": (options.apparmor, "the guest has no AppArmor"),
@@ -58,12 +62,12 @@ def _refuse_options(options: argparse.Namespace) -> None:
 def run(context: Context, argv: list[str]) -> int:
     """Answers the process's exit code, or 0 when detached.
 
-    Without a terminal the shim is started first: its interpreter comes up on one processor while ours imports and checks
-    on another, which is an eighth of a short exec. With one, the supervisor asks for it, as in `create`.
+    Without a terminal the shim is started first: its interpreter comes up on one processor while we and the guest work on
+    others. With one, the supervisor asks for it, as in `create`.
     """
     from kata_fsm.cli import pidfile
 
-    options = _parser().parse_args(argv)
+    options = parse("exec", "run a further process in a running container", OPTIONS, argv)
     _refuse_options(options)
     found = lookup.require(context, options.id)
     _refuse_illegal(found)
@@ -76,6 +80,7 @@ def run(context: Context, argv: list[str]) -> int:
 def _refuse_illegal(found: lookup.Found) -> None:
     """The projection is the fold: it says `running` exactly where the tables allow an exec. Otherwise ask them why not."""
     if found.state != "running":
+        from kata_fsm.cli import ask
         from kata_fsm.machines.vocab import Exec
 
         ask.refuse_illegal(found, Exec(found.key, f"{found.key}/new", {}))
@@ -92,64 +97,65 @@ def _file_wants_terminal(path: str | None) -> bool:
         return True
 
 
-def _request(context: Context, options: argparse.Namespace, found: lookup.Found) -> dict[str, Any]:
-    """The request to the supervisor, checked."""
-    from kata_fsm.cli import client, log
+def _request(context: Context, options: Values, found: lookup.Found) -> dict[str, Any]:
+    """The request to the supervisor, which checks the process's types."""
+    from kata_fsm.cli import client
     from kata_fsm.oci import process
-    from kata_fsm.oci.redact import redacted
 
-    document, warnings = process.from_options(options, process.pattern_of(found.bundle))
-    for warning in warnings:
-        log.warn(context, warning)
+    pattern = None if options.process else process.pattern_of(found.bundle)
     return {
         "op": "exec",
         "actor": client.actor(context),
         "container": found.key,
-        "process": document,
-        "args_redacted": redacted(document["args"]),
+        "process": process.from_options(options, pattern),
+        "where": process.where(options),
     }
 
 
-def _without_terminal(context: Context, options: argparse.Namespace, found: lookup.Found) -> int:
+def _without_terminal(context: Context, options: Values, found: lookup.Found) -> int:
     home = found.home if isinstance(found.home, dict) else {}
-    name = "x" + WORLD.random_bytes(4).hex()
     plan = shims.Plan(
         sandbox=found.sandbox,
         stream=found.stream,
         container=found.key,
-        process=name,
+        process="x" + WORLD.random_bytes(4).hex(),
         netns=home.get("netns"),
         cgroups=list(home.get("cgroups") or []),
         preserve_fds=options.preserve_fds,
         early=True,
     )
-    shim_pid, warnings = shims.start(plan)
+    shim = shims.Starting(plan)
     try:
-        pid = _ask_for(context, options, found, name, shim_pid, warnings)
+        pid = _ask_for(context, options, found, plan, shim)
     except BaseException:
-        os.kill(shim_pid, signal.SIGKILL)
-        os.waitpid(shim_pid, 0)
+        shim.abandon()
         raise
-    return _finish(options, pid, shim_pid, tty=False)
+    return _finish(options, pid, shim.pid, tty=False)
 
 
-def _ask_for(
-    context: Context, options: argparse.Namespace, found: lookup.Found, name: str, shim_pid: int, warnings: list[str]
-) -> int:
-    from kata_fsm.cli import client, log
+def _ask_for(context: Context, options: Values, found: lookup.Found, plan: shims.Plan, shim: shims.Starting) -> int:
+    """Have the process started; the pid that it is known by.
+
+    The request names the shim, so nobody waits for it to come; and it is moved into its cgroups while the guest works.
+    """
+    from kata_fsm.cli import cgroups, client, log
     from kata_fsm.cli.attending import await_reply
     from kata_fsm.control import raise_error
 
-    for warning in warnings:
-        log.warn(context, warning)
-    message = {**_request(context, options, found), "exec_id": name}
+    message = {**_request(context, options, found), "exec_id": plan.process}
     with client.connect(found.sandbox, found.stream) as connection:
+        warnings = shim.confirm()
+        message["shim"] = {"pid": shim.pid, "start_ticks": WORLD.start_ticks(shim.pid)}
         connection.send(message)
-        pid = raise_error(await_reply(connection, shim_pid)).get("pid")
-    return pid if isinstance(pid, int) and pid > 0 else shim_pid
+        for warning in [*warnings, *cgroups.join(plan.cgroups, shim.pid)]:
+            log.warn(context, warning)
+        reply = raise_error(await_reply(connection, shim.pid))
+    log.warn_all(context, reply)
+    pid = reply.get("pid")
+    return pid if isinstance(pid, int) and pid > 0 else shim.pid
 
 
-def _with_terminal(context: Context, options: argparse.Namespace, found: lookup.Found) -> int:
+def _with_terminal(context: Context, options: Values, found: lookup.Found) -> int:
     from kata_fsm.cli import client
     from kata_fsm.cli.creation import Terminal, attend, check_console
 
@@ -176,7 +182,7 @@ def _with_terminal(context: Context, options: argparse.Namespace, found: lookup.
     return _finish(options, pid, shim_pid, tty=wanted and not given)
 
 
-def _finish(options: argparse.Namespace, pid: int, shim_pid: int, *, tty: bool) -> int:
+def _finish(options: Values, pid: int, shim_pid: int, *, tty: bool) -> int:
     from kata_fsm.cli import attached, pidfile
 
     pidfile.write(options.pid_file, pid)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
+from kata_fsm.effects.agent import bulk
 from kata_fsm.errors import EffectError, TimeoutExceeded
 from kata_fsm.limits import AGENT_CALL_TIMEOUT_S
 from kata_wire import envelope, methods, session, ttrpc
@@ -28,7 +29,7 @@ AGENT = "grpc.AgentService"
 HEALTH = "grpc.Health"
 EXTENSION = "katafsm.Extension"
 
-_READ_BYTES = 1 << 20
+_READ_BYTES = 64 << 10  # more is in the socket only while a large answer comes, which is better not read here
 _NANO = 1_000_000_000
 
 M = TypeVar("M", bound="Message")
@@ -55,6 +56,15 @@ class AgentUnreachable(EffectError):
         super().__init__(method, f"no connection to the agent for {method}: {reason}")
 
 
+class _Waiting:
+    """One call whose answer has not come yet."""
+
+    def __init__(self, into: bulk.Bulk | None) -> None:
+        self.event = trio.Event()
+        self.reply: envelope.Response | AgentCallError | None = None
+        self.into = into
+
+
 class AgentClient:
     """One connection. `run` must be running for calls to be answered; `closed` is set when it has ended."""
 
@@ -65,7 +75,7 @@ class AgentClient:
         self._next_id = 1
         self._unsent: dict[int, bytes] = {}  # frames that were not begun yet, by stream id, oldest first
         self._writer = trio.lowlevel.ParkingLot()
-        self._waiting: dict[int, tuple[trio.Event, list[envelope.Response | AgentCallError]]] = {}
+        self._waiting: dict[int, _Waiting] = {}
         self.established = trio.Event()
         self.closed = trio.Event()
         self.reason = ""
@@ -85,8 +95,8 @@ class AgentClient:
         finally:
             self.reason = self.reason or "the connection was closed"
             self.closed.set()
-            for event, _ in self._waiting.values():
-                event.set()
+            for waiting in self._waiting.values():
+                waiting.event.set()
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(self._stream)
 
@@ -115,6 +125,26 @@ class AgentClient:
             if self._session.established and not self.established.is_set():
                 self.established.set()
             self._dispatch()
+            if isinstance(self._stream, trio.SocketStream):
+                await self._take_large(self._stream.socket)
+
+    async def _take_large(self, source: trio.socket.SocketType) -> None:
+        """If a large answer has begun whose caller wants its data apart, take it up to its end."""
+        found = self._session.begun(bulk.HEAD_BYTES_MAX)
+        if found is None or found[1] < bulk.LARGE_BYTES or found[1] > ttrpc.MAX_PAYLOAD_BYTES:
+            return
+        frame, length = found
+        waiting = self._waiting.get(frame.stream_id)
+        if frame.type != ttrpc.RESPONSE or waiting is None or waiting.into is None or waiting.into.size:
+            return
+        apart = bulk.split(frame.payload, length)
+        if apart is None:
+            return
+        head, at = apart
+        came = self._session.release()
+        if not await waiting.into.fill(came[at:], source, length - len(came)):
+            raise trio.BrokenResourceError("the connection ended in the middle of an answer")
+        self._answer(frame.stream_id, envelope.Response(envelope.OK, "", head))
 
     def _dispatch(self) -> None:
         while True:
@@ -130,9 +160,9 @@ class AgentClient:
 
     def _answer(self, stream_id: int, reply: envelope.Response | AgentCallError) -> None:
         waiting = self._waiting.get(stream_id)
-        if waiting is not None:
-            waiting[1].append(reply)
-            waiting[0].set()
+        if waiting is not None and waiting.reply is None:
+            waiting.reply = reply
+            waiting.event.set()
 
     async def call(
         self,
@@ -141,27 +171,26 @@ class AgentClient:
         request: Message | None = None,
         *,
         timeout_s: float | None = AGENT_CALL_TIMEOUT_S,
+        into: bulk.Bulk | None = None,
     ) -> Any:
-        """Call `method` and answer its response message.
+        """Call `method` and answer its response message; the data of a large answer may be `into`, and are not in it then.
 
         Raises `AgentCallError` (the agent refused), `TimeoutExceeded` (no answer within `timeout_s` seconds; None waits
         for ever) or `AgentUnreachable`.
         """
         response = _response_class(service, method)
         stream_id = self._new_id(method)
-        event = trio.Event()
-        replies: list[envelope.Response | AgentCallError] = []
-        self._waiting[stream_id] = (event, replies)
+        waiting = self._waiting[stream_id] = _Waiting(into)
         try:
             self._unsent[stream_id] = _frame(stream_id, service, method, request, timeout_s)
             self._writer.unpark()
             with trio.move_on_after(timeout_s if timeout_s is not None else float("inf")):
-                await event.wait()
+                await waiting.event.wait()
         finally:
             del self._waiting[stream_id]
             unsent = self._unsent.pop(stream_id, None)
-        if replies:
-            return _parse(response, method, replies[0])
+        if waiting.reply is not None:
+            return _parse(response, method, waiting.reply)
         if self.closed.is_set():
             raise AgentUnreachable(method, self.reason)
         how = "did not answer" if unsent is None else "was too busy to take in"

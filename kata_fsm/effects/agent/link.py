@@ -20,6 +20,7 @@ from kata_fsm.limits import AGENT_CALL_TIMEOUT_S, AGENT_PING_TIMEOUT_S, CONSOLE_
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
+    from kata_fsm.effects.agent.bulk import Bulk
     from kata_fsm.world import Paths, World
 
 _CONSOLE_LINES = 3
@@ -103,10 +104,11 @@ class Link:
         request: Message | None = None,
         *,
         timeout_s: float | None = AGENT_CALL_TIMEOUT_S,
+        into: Bulk | None = None,
     ) -> Any:
         """Call by the current connection (see `AgentClient.call`)."""
         client = await self.ensure(timeout_s=min(timeout_s or AGENT_CALL_TIMEOUT_S, AGENT_CALL_TIMEOUT_S))
-        return await client.call(service, method, request, timeout_s=timeout_s)
+        return await client.call(service, method, request, timeout_s=timeout_s, into=into)
 
     async def _connect(self, timeout_s: float) -> AgentClient:
         phases = Phases(self._world)

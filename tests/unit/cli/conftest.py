@@ -19,6 +19,7 @@ from kata_fsm.oci.names import container_key
 from kata_fsm.oci.status import list_row, state_document
 
 LIMIT_S = 30.0
+STUB = Path(__file__).parent / "stub_supervisor.py"
 STAMP = Stamp(wall_ns=1, mono_ns=1, boot_id="boot")
 
 
@@ -37,15 +38,24 @@ class Command:
         argv = [str(self.path), "--root", str(self.root), *words]
         return subprocess.run(argv, env=self.environment, capture_output=True, text=True, timeout=LIMIT_S, **how)
 
-    def add(self, container_id: str, *, status: str = "stopped", live: bool = False, uid: str = "0123456789ab") -> str:
+    def add(
+        self,
+        container_id: str,
+        *,
+        status: str = "stopped",
+        live: bool = False,
+        uid: str = "0123456789ab",
+        bundle: str = "/b",
+        **fields: Any,
+    ) -> str:
         """Put one container's projection into the journal; answers its state document."""
         (self.directory / "state").mkdir(exist_ok=True)
-        words = {"container_id": container_id, "status": status, "pid": 5, "bundle": "/b"}
+        words = {"container_id": container_id, "status": status, "pid": 5, "bundle": bundle}
         document = state_document(**words)
         row = list_row(**words, rootfs="/b/rootfs", created="2026-11-23T11:02:07.000000001Z", uid=0)
         stream = f"{container_id}@{uid}"
         value = {"stream": stream, "uid": uid, "sandbox": container_id, "key": container_id, "live": live}
-        value |= {"oci": document, "list": row}
+        value |= {"oci": document, "list": row, **fields}
         with Journal.open(self.environment["KATA_FSM_STATE"] + "/journal") as journal:
             record = NewRecord(kind="note", type="test", body={})
             key = container_key(str(self.root), container_id)
@@ -57,6 +67,20 @@ class Command:
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
     return Command(tmp_path)
+
+
+@pytest.fixture
+def stubbed(command: Command) -> Any:
+    """The command with its supervisor role replaced."""
+    text = command.path.read_text()
+    play = f"import runpy\n    del sys.argv[1]\n    runpy.run_path({str(STUB)!r}, run_name='__main__')"
+    hook = f"if sys.argv[1] == 'supervisor':\n    {play}\n"
+    command.path.write_text(text.replace("from kata_fsm", hook + "from kata_fsm", 1))
+    state = command.directory / "state"
+    state.mkdir(exist_ok=True)
+    command.plan = lambda **plan: (state / "stub.json").write_text(json.dumps(plan))  # type: ignore[attr-defined]
+    command.plan()  # type: ignore[attr-defined]
+    return command
 
 
 @pytest.fixture

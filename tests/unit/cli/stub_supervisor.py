@@ -43,9 +43,12 @@ def play(shim: Client, stdout: int, stdin: socket.socket) -> None:
     shim.send({"exit": 7})
 
 
-def serve_create(listener: socket.socket, plan: dict[str, Any]) -> None:
+def serve(listener: socket.socket, plan: dict[str, Any]) -> None:
     client = Client(listener.accept()[0])
     request = client.receive()
+    if request["op"] == "exec":
+        serve_exec(listener, client, request, plan)
+        return
     with open(state_dir() + "/request.json", "w") as file:
         json.dump(request, file)
     if plan.get("die"):
@@ -59,6 +62,21 @@ def serve_create(listener: socket.socket, plan: dict[str, Any]) -> None:
     hello = shim.receive()
     shim.send({"ok": True})
     client.send({"ok": True, "pid": hello["pid"]})
+    play(shim, shim.fds[0], socket.socket(fileno=shim.fds[-1]))
+    shim.receive()
+
+
+def serve_exec(listener: socket.socket, client: Client, request: dict[str, Any], plan: dict[str, Any]) -> None:
+    with open(state_dir() + "/request.json", "w") as file:
+        json.dump(request, file)
+    if plan.get("refuse"):
+        client.send({"error": {"family": "spec", "message": plan["refuse"], "hint": None, "exit": 1}})
+        return
+    shim = Client(listener.accept()[0])
+    hello = shim.receive()
+    assert (hello["pid"], hello["process"], hello["early"]) == (request["shim"]["pid"], request["exec_id"], True)
+    shim.send({"ok": True})
+    client.send({"ok": True, "pid": hello["pid"], "warnings": ["exec: a warning"]})
     play(shim, shim.fds[0], socket.socket(fileno=shim.fds[-1]))
     shim.receive()
 
@@ -77,7 +95,7 @@ def main(argv: list[str]) -> int:
         listener.settimeout(20)
         os.write(ready, b"ok\n")
         os.close(ready)
-        serve_create(listener, plan)
+        serve(listener, plan)
     return 0
 
 

@@ -16,22 +16,7 @@ from typing import Any
 import pytest
 
 LIMIT_S = 20.0
-STUB = Path(__file__).parent / "stub_supervisor.py"
 PR_SET_CHILD_SUBREAPER = 36
-
-
-@pytest.fixture
-def stubbed(command: Any) -> Any:
-    """The command with its supervisor role replaced."""
-    text = command.path.read_text()
-    play = f"import runpy\n    del sys.argv[1]\n    runpy.run_path({str(STUB)!r}, run_name='__main__')"
-    hook = f"if sys.argv[1] == 'supervisor':\n    {play}\n"
-    command.path.write_text(text.replace("from kata_fsm", hook + "from kata_fsm", 1))
-    state = command.directory / "state"
-    state.mkdir(exist_ok=True)
-    command.plan = lambda **plan: (state / "stub.json").write_text(json.dumps(plan))
-    command.plan()
-    return command
 
 
 @pytest.fixture

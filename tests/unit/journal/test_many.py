@@ -2,10 +2,8 @@
 """Many processes and threads: the lock and its deadline, growth, killed writers, a full disk."""
 
 import os
-import random
 import signal
 import threading
-import time
 
 import pytest
 
@@ -37,23 +35,6 @@ def test_four_processes_append_at_once(path, start_writer):
     acks = [acknowledged(writer.communicate(timeout=LIMIT_S)[0]) for writer in writers]
     assert [writer.returncode for writer in writers] == [0] * 4
     assert sum(map(len, acks)) == check(path, {seq: d for ack in acks for seq, d in ack.items()}) == 4 * 60 * 2
-
-
-def test_writers_killed_at_random_lose_nothing_that_was_acknowledged(path, start_writer):
-    draw = random.Random(2)
-    acks = {}
-    kills = 0
-    while kills < 30:
-        writers = [start_writer(path, f"writer-{number}", 100_000, pad=draw.randrange(3000)) for number in range(4)]
-        assert all(writer.stdout.readline() for writer in writers), "a writer did not get going"
-        for writer in writers:
-            time.sleep(draw.random() * 0.02)  # not for luck: the moment of the kill is what is drawn
-            writer.send_signal(signal.SIGKILL)
-            kills += 1
-        for writer in writers:
-            acks |= acknowledged(writer.stdout.read())
-    assert len(acks) > 30
-    check(path, acks)
 
 
 def test_a_stopped_writer_is_named_at_the_deadline_and_blocks_no_reader(path, put, start):

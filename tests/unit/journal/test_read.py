@@ -2,8 +2,9 @@
 """Reading: order, ranges, batches, snapshots, streams."""
 
 import pytest
+from msgspec.structs import replace
 
-from journal import StreamInfo, layout
+from journal import JournalDamaged, StreamInfo, layout, records
 
 
 @pytest.fixture
@@ -76,3 +77,22 @@ def test_stat_counts(filled):
     assert stat.path == filled.path
     assert 0 < stat.used_bytes <= stat.map_bytes
     assert (stat.sync, stat.read_only) == (False, False)
+
+
+def test_an_older_record_is_read_as_todays_and_kept_as_it_was_stored(journal, put, monkeypatch):
+    """As if records had reached version 3: each step is taken, and the digest stays that of what is stored."""
+    put(journal, "s", "one", "two")
+    stored = [journal.get_text(seq) for seq in (1, 2)]
+    digests = [record.digest for record in journal.read()]
+    monkeypatch.setattr(records, "RECORD_VERSION", 3)
+    with pytest.raises(JournalDamaged, match="version `1`, which there never was"):
+        journal.get(1)
+    monkeypatch.setitem(records.UPCASTERS, 1, lambda old: replace(old, v=2, type=old.type.upper()))
+    monkeypatch.setitem(records.UPCASTERS, 2, lambda old: replace(old, v=3, kind="fact"))
+    assert [(record.v, record.kind, record.type) for record in journal.read()] == [
+        (3, "fact", "ONE"),
+        (3, "fact", "TWO"),
+    ]
+    assert [record.digest for record in journal.read()] == digests
+    assert [journal.get_text(seq) for seq in (1, 2)] == stored
+    assert list(journal.verify()) == []

@@ -71,6 +71,43 @@ def test_a_modified_record_is_named_itself(filled):
     assert [record.seq for record in filled.read(5)] == [5, 6, 7, 8], "the others can still be read"
 
 
+@pytest.mark.parametrize("together", [1, 3, 1000])
+@pytest.mark.parametrize("damage", [(b"second", b"fourth"), (b'"rev":', b'"revolution":'), (b'{"v":1,', b'{"v":2,')])
+def test_a_reader_gets_every_record_before_a_bad_one(filled, monkeypatch, together, damage):
+    """Though many are checked together: the fault is told when it is that record's turn, and is told as its own."""
+    monkeypatch.setattr(layout, "BATCH_RECORDS", together)
+    hand = Hand(filled)
+    if damage[1] == b"fourth":
+        hand.put(6, hand.get(6).replace(*damage))
+    else:
+        hand.rewrite(6, *damage)
+    for records, before in (
+        (filled.read(), [1, 2, 3, 4, 5]),
+        (filled.read(reverse=True), [8, 7]),
+        (filled.read_stream("a"), [1, 2, 5]),
+        (filled.read_stream("a", reverse=True), []),
+    ):
+        assert [next(records).seq for _ in before] == before
+        with pytest.raises((JournalDamaged, JournalVersionError), match="record `6`"):
+            next(records)
+
+
+@pytest.mark.parametrize("together", [2, 3, 1000])
+@pytest.mark.parametrize("dropped", [{1}, {4}, {8}, {3, 4, 6}, {1, 2, 7, 8}])
+def test_missing_records_do_not_move_the_others(filled, monkeypatch, together, dropped):
+    monkeypatch.setattr(layout, "BATCH_RECORDS", together)
+    for seq in dropped:
+        Hand(filled).drop(seq)
+    left = [seq for seq in range(1, 9) if seq not in dropped]
+    assert [record.seq for record in filled.read()] == left
+    assert [record.seq for record in filled.read(reverse=True)] == left[::-1]
+    for low in range(1, 9):
+        for high in range(low, 9):
+            wanted = [seq for seq in left if low <= seq <= high]
+            assert [record.seq for record in filled.read(low, high)] == wanted
+            assert [record.seq for record in filled.read(low, high, reverse=True)] == wanted[::-1]
+
+
 def test_a_record_rewritten_with_its_digest_breaks_the_chain_after_it(filled):
     Hand(filled).rewrite(4, b"second", b"fourth")
     assert found(filled) == [("chain", 5)]

@@ -127,14 +127,14 @@ def test_an_exec_takes_the_containers_process_as_pattern() -> None:
     options = exec_options(
         env=["A=b"], cwd="/tmp", user="5:6", additional_gids=["7"], cap=["CAP_SYS_ADMIN"], no_new_privs=True, tty=True
     )
-    document, warnings = process.from_options(options, pattern)
+    document = process.from_options(options, pattern)
     assert document["args"] == ["ls"]
     assert document["env"][-1] == "A=b"
     assert document["user"] == {"uid": 5, "gid": 6, "additionalGids": [7]}
     assert (document["cwd"], document["terminal"], document["noNewPrivileges"]) == ("/tmp", True, True)
     assert document["capabilities"]["effective"][-1] == "CAP_SYS_ADMIN"
     assert document["rlimits"] == example()["process"]["rlimits"]
-    assert warnings == []
+    assert process.check(document, where="exec") == []
 
 
 def test_an_exec_that_cannot_be_is_refused(tmp_path: Path) -> None:
@@ -146,8 +146,9 @@ def test_an_exec_that_cannot_be_is_refused(tmp_path: Path) -> None:
         process.from_options(exec_options(), None)
     file = tmp_path / "p.json"
     file.write_text(json.dumps({"args": ["x"], "cwd": 5}))
+    options = exec_options(process=str(file))
     with pytest.raises(SpecError, match=r"process file `.*`: `cwd`: expected `str`, got `int`"):
-        process.from_options(exec_options(process=str(file)), None)
+        process.check(process.from_options(options, None), where=process.where(options))
 
 
 def test_every_state_but_none_and_deleted_has_a_status() -> None:
@@ -169,9 +170,9 @@ def test_the_state_document_is_ready_to_print() -> None:
 @pytest.mark.parametrize("word", ["CAP_SYS_ADMIN", "cap_sys_admin", "SYS_ADMIN"])
 def test_capabilities_by_any_name(word: str) -> None:
     options = exec_options(cap=[word], command=["/bin/true"])
-    document, warnings = process.from_options(options, {"cwd": "/", "capabilities": {"bounding": ["CAP_KILL"]}})
+    document = process.from_options(options, {"cwd": "/", "capabilities": {"bounding": ["CAP_KILL"]}})
     assert document["capabilities"]["bounding"] == ["CAP_KILL", "CAP_SYS_ADMIN"]
-    assert warnings == []
+    assert process.check(document, where="exec") == []
 
 
 def test_a_capability_that_nobody_knows_is_refused() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,69 @@ async def test_a_shim_that_was_started_early_waits_for_its_process(house: House,
     peer.process(BOX, "x2").finish(code=1)
     assert await shim.exit_code() == 1
     assert (await house.ask(**exec_request(), exec_id="x2"))["error"]["family"] == "illegal"
+
+
+async def test_a_shim_that_was_named_is_not_waited_for(house: House, peer: AgentPeer) -> None:
+    """It is on record, with the declaration, before it comes; its coming is no news."""
+    await house.run()
+    shim = ShimPeer(house.paths, process="x2")
+    named = {name: shim.hello()[name] for name in ("pid", "start_ticks")}
+    reply = await house.ask(**exec_request(), exec_id="x2", shim=named)
+    assert reply == {"ok": True, "pid": os.getpid(), "warnings": []}
+    assert house.runtime.pod.unit("process", f"{BOX}/x2").facts["shim"]["pid"] == os.getpid()
+    assert await shim.attach(early=True) == {"ok": True}
+    peer.process(BOX, "x2").finish(code=1)
+    assert await shim.exit_code() == 1
+    asked = [record.body for record in records(house.journal) if record.kind == "command"]
+    assert not [body for body in asked if f"{BOX}/x2".encode() in bytes(body) and b"attach" in bytes(body)]
+
+
+async def test_a_named_shim_that_never_comes_holds_nothing_up(house: House, peer: AgentPeer) -> None:
+    """It is as if it had been killed later: what its process writes is dropped, and the process ends."""
+    await house.run()
+    with subprocess.Popen(["/bin/sleep", "1000"]) as dead:
+        shim = ShimPeer(house.paths, process="x2", pid=dead.pid)
+        named = {name: shim.hello()[name] for name in ("pid", "start_ticks")}
+        assert (await house.ask(**exec_request(), exec_id="x2", shim=named))["pid"] == dead.pid
+        dead.kill()
+    peer.process(BOX, "x2").write(b"for nobody")
+    peer.process(BOX, "x2").finish(code=3)
+    await house.until("process", process.CLOSED, f"{BOX}/x2")
+    assert house.runtime.pod.unit("process", f"{BOX}/x2").facts["exit_code"] == 3
+
+
+async def test_a_shim_that_is_not_there_cannot_be_named(house: House) -> None:
+    await house.run()
+    before = house.runtime.pod
+    for named in ({"pid": os.getpid(), "start_ticks": 1}, {"pid": 1 << 30, "start_ticks": 1}, {"pid": "1"}, {}):
+        reply = await house.ask(**exec_request(), exec_id="x2", shim=named)
+        assert "is not there" in reply["error"]["message"]
+    assert house.runtime.pod == before
+    assert not kept(house)
+
+
+async def test_the_process_of_an_exec_is_checked(house: House) -> None:
+    await house.run()
+    before = house.runtime.pod
+    reply = await house.ask(**exec_request(cwd=5), where="process file `p`")
+    assert reply["error"]["message"] == "process file `p`: `cwd`: expected `str`, got `int`"
+    assert reply["error"]["family"] == "spec"
+    assert (await house.ask(**exec_request(args=[])))["error"][
+        "message"
+    ] == "exec: `args`: is empty: there is nothing to run"
+    assert house.runtime.pod == before
+    assert not kept(house)
+
+
+async def test_what_an_exec_goes_without_is_told(house: House) -> None:
+    await house.run()
+    named = {name: ShimPeer(house.paths).hello()[name] for name in ("pid", "start_ticks")}
+    request = exec_request(capabilities={"bounding": ["CAP_NEW"]}, apparmorProfile="x")
+    reply = await house.ask(**request, exec_id="x2", shim=named)
+    assert reply["warnings"] == [
+        "exec: `capabilities`: `CAP_NEW` is not applied: the guest does not know it",
+        "exec: `apparmorProfile` is not applied: the guest has no AppArmor",
+    ]
 
 
 @pytest.mark.parametrize("name", ["init", "a/b", "../x", "x" * 1000, 7, ["x"], "ü"])

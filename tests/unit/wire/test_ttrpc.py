@@ -138,3 +138,18 @@ def test_any_bytes_raise_nothing_but_wire_errors(data):
     decoder.feed(data)
     drain(decoder)
     assert decoder.buffered <= len(data)
+
+
+def test_a_frame_that_has_begun_can_be_left_to_the_caller():
+    decoder = ttrpc.Decoder()
+    whole = ttrpc.encode(9, ttrpc.RESPONSE, 0, bytes(range(200)))
+    decoder.feed(whole[: ttrpc.HEADER_BYTES - 1])
+    assert decoder.next() is None
+    assert decoder.begun(64) is None
+    decoder.feed(whole[ttrpc.HEADER_BYTES - 1 : 100])
+    assert decoder.next() is None
+    assert decoder.begun(64) == (ttrpc.Frame(9, ttrpc.RESPONSE, 0, bytes(range(64))), 200)
+    assert decoder.release() == whole[ttrpc.HEADER_BYTES : 100]
+    assert not decoder.partial
+    decoder.feed(ttrpc.encode(11, ttrpc.RESPONSE, 0, b"next"))
+    assert decoder.next() == ttrpc.Frame(11, ttrpc.RESPONSE, 0, b"next")
