@@ -26,14 +26,11 @@ async def change(server: Server, wanted: Facts, actor: Any = None) -> Pod:
     `wanted` as in `ChangeNetwork`: {"rescan": true} after somebody has put interfaces into the namespace. Raises
     `WorldError` when it fails, after which all is as before, and `IllegalTransition` when there is no network to change.
     """
-    while True:
-        pod = server.runtime.pod
-        if pod.network.state in _UNDER_WAY and _may_change(pod):
+    async with server.network_changes:
+        if _may_change(server.runtime.pod):
             await server.runtime.until(lambda pod: pod.network.state not in _UNDER_WAY or not _may_change(pod))
-        if server.runtime.pod.network.state != network.CHANGING:
-            break
-    await server.runtime.submit(ChangeNetwork(wanted), actor)
-    pod = await server.runtime.until(lambda pod: pod.network.state != network.CHANGING)
+        await server.runtime.submit(ChangeNetwork(wanted), actor)
+        pod = await server.runtime.until(lambda pod: pod.network.state != network.CHANGING)
     error = pod.network.facts.get("error")
     if error:
         raise WorldError(f"the network cannot be changed: {error.get('message')}", hint=error.get("hint"))
