@@ -28,6 +28,14 @@ def _backend(slot: int) -> str:
     return f"net{slot}"
 
 
+def _queue(slot: int, number: int) -> str:
+    return f"{device(slot)}q{number}"
+
+
+def _vhost(slot: int, number: int) -> str:
+    return f"{device(slot)}v{number}"
+
+
 def backend_arguments(slot: int, names: Sequence[str], vhost: Sequence[str]) -> dict[str, Any]:
     """Arguments of `netdev_add` for passed descriptors, one name for each queue pair. Pure."""
     plural = len(names) > 1
@@ -61,16 +69,24 @@ async def slots(monitor: Monitor) -> list[int]:
     return sorted(int(number) for number in numbers if number.isdecimal())
 
 
+async def clear(monitor: Monitor, slot: int, queues: int) -> None:
+    """Make QEMU let go of a tap that somebody gave it and then died: a back end without its device, or a descriptor that
+    was not used yet. Without this the tap, which has as many descriptors as queues, could not be opened again."""
+    await _forget(monitor, slot)
+    for number in range(queues):
+        for name in (_queue(slot, number), _vhost(slot, number)):
+            await _quietly(monitor, "closefd", {"fdname": name})
+
+
 async def plug(monitor: Monitor, *, slot: int, mac: str, fds: Sequence[int], vhost: Sequence[int]) -> bool:
     """Plug a NIC whose tap has the queues `fds` (which stay the caller's to close); False if it was there already.
 
-    A back end left without its device by a crash between the two commands is replaced. Raises EffectError.
+    `clear` must have been called before the tap was opened. Raises EffectError.
     """
     if await has_device(monitor, device(slot)):
         return False
-    await _forget(monitor, slot)
-    names = {f"{device(slot)}q{number}": fd for number, fd in enumerate(fds)}
-    vhost_names = {f"{device(slot)}v{number}": fd for number, fd in enumerate(vhost)}
+    names = {_queue(slot, number): fd for number, fd in enumerate(fds)}
+    vhost_names = {_vhost(slot, number): fd for number, fd in enumerate(vhost)}
     for name, fd in (names | vhost_names).items():
         await monitor.pass_fd(name, fd)
     try:

@@ -189,6 +189,7 @@ class Plugger(_Handler):
         """Give the guest the NIC of a joined interface; False if it had it. Raises EffectError."""
         if await has_device(self.monitor, nic.device(interface.slot)):
             return False
+        await nic.clear(self.monitor, interface.slot, interface.queues)
         uid, settings = self.paths.uid, self.settings
         fds, vhost = await self._inside(lambda: namespace.open_queues(uid, model, interface, settings))
         try:

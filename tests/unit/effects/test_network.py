@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
 
 from kata_fsm import errors
 from kata_fsm.effects import netns
 from kata_fsm.effects.hypervisor import nic
+from kata_fsm.effects.hypervisor.handler import HypervisorLaunch
+from kata_fsm.effects.hypervisor.qmp import Monitor
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.effects.network import handlers, namespace, tap
 from kata_fsm.effects.network.model import Interface, from_facts
@@ -240,6 +242,36 @@ async def test_a_tap_of_several_queues_is_opened_as_often(place: Any, pod: Names
 
     assert pod.inside(opened) == 3
     assert ours(pod) == []
+
+
+@pytest.mark.parametrize("left", ["nothing", "a descriptor", "a back end", "a NIC"])
+async def test_a_nic_is_plugged_after_whatever_was_left_half_done(
+    place: Any, pod: Namespace, tiny: Callable[..., HypervisorSettings], left: str
+) -> None:
+    """A real QEMU; its guest is of no matter here."""
+    settings = tiny()
+    monitor = Monitor(place.paths.qmp_sock)
+    launch = HypervisorLaunch(place.paths, settings, monitor)
+    vm = Intent("hypervisor.launch", "", {"sandbox": "n"})
+    await launch.perform(vm)
+    attach = handlers.NetworkAttach(place.paths, settings)
+    first = from_facts(await attach.perform(intent(pod))).interfaces[0]
+    plugger = handlers.Plugger(place.paths, settings, monitor, cast(Any, None))
+    if left == "a NIC":
+        assert await plugger.plug("tcfilter", first) is True
+    elif left != "nothing":
+        fd = pod.inside(lambda: tap.open_queue(FIRST, multi=False))
+        await monitor.pass_fd("nic1q0", fd)
+        if left == "a back end":
+            await monitor.command("netdev_add", nic.backend_arguments(1, ["nic1q0"], []))
+        os.close(fd)
+    assert await plugger.plug("tcfilter", first) is (left != "a NIC")
+    assert await nic.slots(monitor) == [1]
+    with pytest.raises(errors.EffectError, match="busy"):  # QEMU has it, and nobody else can
+        pod.inside(lambda: tap.open_queue(FIRST, multi=False))
+    await launch.undo(vm)
+    await monitor.aclose()
+    await attach.undo(intent(pod))
 
 
 async def test_ours_is_made_empty_for_every_model(place: Any) -> None:
