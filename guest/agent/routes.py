@@ -25,6 +25,7 @@ _TYPE_UNICAST = 1
 _RTNH_F_ONLINK = 0x4
 _NDA_DST, _NDA_LLADDR = 1, 2
 _NUD_PERMANENT = 0x80
+_V6_METRIC = 1024  # what the kernel gives an IPv6 route that asks for none (IP6_RT_PRIO_USER)
 _BITS = {AF_INET: 32, AF_INET6: 128}
 _V6 = 1  # types.IPFamily
 
@@ -40,7 +41,8 @@ class Route:
         self.destination = attributes.get(_RTA_DST, b"")
         self.gateway = attributes.get(_RTA_GATEWAY, b"")
         self.source = attributes.get(_RTA_PREFSRC, b"")
-        self.metric = netlink.number(attributes.get(_RTA_PRIORITY, b""))
+        metric = netlink.number(attributes.get(_RTA_PRIORITY, b""))
+        self.metric = 0 if self.family == AF_INET6 and metric == _V6_METRIC else metric
         self.index = netlink.number(attributes.get(_RTA_OIF, b""))
         metrics = netlink.parse_attributes(attributes.get(_RTA_METRICS, b""), 0)
         self.mtu = netlink.number(metrics.get(_RTAX_MTU, b""))
