@@ -46,6 +46,7 @@ TABLE = Table(
         (DETACHING, "detached", DETACHED),
         (DETACHING, "failed", STUCK),
         (STUCK, "detach", DETACHING),
+        (STUCK, "abandon", DETACHED),
     ],
     effects={
         ATTACHING: "network.attach",

@@ -21,6 +21,7 @@ from kata_fsm.supervisor.channel import Channel
 from kata_fsm.supervisor.creation import StartFailed, create, exec_
 from kata_fsm.supervisor.networking import network_change, network_list
 from kata_fsm.supervisor.questions import ping, ps, stats, update
+from kata_fsm.supervisor.recovering import recover, resolve
 from kata_fsm.supervisor.requests import Reply, Request, Verb, text_in
 from kata_fsm.supervisor.session import SIGNAL_MAX
 
@@ -122,4 +123,6 @@ VERBS: dict[str, Verb] = {
     "stats": stats,
     "ps": ps,
     "ping": ping,
+    "recover": recover,
+    "resolve": resolve,
 }
