@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -333,6 +334,19 @@ def test_a_running_pod_survives_its_supervisor_and_cleans_up_after_qemu(kata: Ka
     os.kill(qemu, signal.SIGKILL)
     wait_until(lambda: kata.status("c1") == "stopped", "the container is stopped")
     kata("delete", "c1")
+    assert laboratory.changes(before, pod.dump()) == ""
+
+
+def test_a_pod_that_no_journal_knows_is_taken_from_its_namespace(kata: Kata, lab: Lab) -> None:
+    pod, _ = pair(lab)
+    before = pod.dump()
+    kata.detached("c1", bundle(kata, "b", pod, *SLEEP))
+    for word in ("supervisor", "shim", "qemu-system", "virtiofsd"):
+        for pid in kata.processes(word):
+            os.kill(pid, signal.SIGKILL)
+    shutil.rmtree(kata.base / "s" / "journal")
+    assert "ingress" in pod.tc("qdisc", "show")
+    kata("recover", "--apply", "--orphans", "kill", "--reason", "the disk was replaced")
     assert laboratory.changes(before, pod.dump()) == ""
 
 
