@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from kata_fsm import errors
@@ -16,7 +17,7 @@ from kata_fsm.effects.hypervisor.handler import HypervisorLaunch
 from kata_fsm.effects.hypervisor.qmp import Monitor
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.effects.network import handlers, namespace, tap
-from kata_fsm.effects.network.model import Interface, from_facts
+from kata_fsm.effects.network.model import Interface, Network, from_facts
 from kata_fsm.effects.protocols import Intent
 from tests.support import lab as laboratory
 from tests.support.lab import Lab, Namespace
@@ -272,6 +273,31 @@ async def test_a_nic_is_plugged_after_whatever_was_left_half_done(
     await launch.undo(vm)
     await monitor.aclose()
     await attach.undo(intent(pod))
+
+
+@pytest.mark.parametrize("model", ["tcfilter", "macvtap"])
+async def test_a_nic_of_several_queues_in_a_real_qemu(
+    place: Any, pod: Namespace, tiny: Callable[..., HypervisorSettings], model: str
+) -> None:
+    """As it is where the host has vhost-net; QEMU itself moves the frames here."""
+    settings = tiny(vcpus=2)
+    monitor = Monitor(place.paths.qmp_sock)
+    launch = HypervisorLaunch(place.paths, settings, monitor)
+    vm = Intent("hypervisor.launch", "", {"sandbox": "n"})
+    await launch.perform(vm)
+    netns.pin(pod.path, place.paths.netns)
+    found = pod.inside(lambda: namespace.look(UID, settings, Network())).interfaces[0]
+    wide = msgspec.structs.replace(found, queues=2)
+    pod.inside(lambda: namespace.join(UID, model, [wide]))
+    plugger = handlers.Plugger(place.paths, settings, monitor, cast(Any, None))
+    assert await plugger.plug(model, wide) is True
+    where = {"path": "/machine/peripheral/nic1"}
+    assert await monitor.command("qom-get", {**where, "property": "mq"}) is True
+    assert await monitor.command("qom-get", {**where, "property": "mac"}) == wide.mac
+    await launch.undo(vm)
+    await monitor.aclose()
+    await handlers.NetworkAttach(place.paths, settings).undo(intent(pod, model))
+    assert ours(pod) == []
 
 
 async def test_ours_is_made_empty_for_every_model(place: Any) -> None:
