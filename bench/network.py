@@ -77,7 +77,14 @@ def sent(pair: Pair) -> float:
     """MB/s from the near side, whose server runs, to the far one."""
 
     def connected() -> socket.socket:
-        return socket.create_connection((_POD, _PORT), timeout=LIMIT_S)
+        deadline = time.monotonic() + LIMIT_S
+        while True:
+            try:
+                return socket.create_connection((_POD, _PORT), timeout=LIMIT_S)
+            except ConnectionRefusedError:  # the server is just starting
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.01)
 
     buffer, size = bytearray(1 << 20), 0
     sock: socket.socket = netns.inside(f"/run/netns/{pair.far}", connected)
