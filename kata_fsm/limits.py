@@ -115,6 +115,9 @@ UNPLUG_S = 5.0
 QEMU_LAST_WORDS_S = 1.0
 QMP_RECONNECT_S = 1.0
 
+# A namespace's routes and neighbours are recorded with its sandbox: a record holds 1 MiB, an entry some 150 bytes.
+NETWORK_ENTRIES_MAX = 1024
+
 # Recovery by hand. A look at one thing is short, or it is said that it cannot be told; a busy supervisor answers a ping
 # within milliseconds.
 PROBE_S = 3.0

@@ -29,6 +29,7 @@ VERBS: dict[str, str] = {
     "pause": "pause a container",
     "resume": "resume a paused container",
     "update": "change a container's resources",
+    "network": "show and change the network of a running pod",
     "events": "print a container's resource use",
     "features": "print what this runtime supports, as runtime-spec features JSON",
     "spec": "write a config.json to start from",
@@ -40,6 +41,9 @@ VERBS: dict[str, str] = {
     "version": "print the version",
 }
 """Every verb and its line in the help; the module is `kata_fsm.cli.verbs.VERB`."""
+
+_ALIASES = {"kata-network": "network"}
+"""As Kata 1.x calls it."""
 
 READERS = ("replay", "journal", "audit", "recover")
 """Verbs of people that read whatever journal they are pointed at, in a process of their own (see guarded.py)."""
@@ -153,6 +157,7 @@ def _act(action: str) -> int:
 
 def _dispatch(argv: list[str], context: Context, apart: bool) -> int:
     verb, rest = parse_globals(argv, context)
+    verb = _ALIASES.get(verb, verb)
     context.verb = verb
     if verb in VERBS:
         name = "kata_fsm.cli.verbs." + verb

@@ -25,6 +25,7 @@ MOUNTINFO = "/proc/self/mountinfo"
 MS_RDONLY = 1
 MS_REMOUNT = 32
 MS_BIND = 4096
+MS_REC = 1 << 14
 MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
 MS_SHARED = 1 << 20
@@ -153,6 +154,11 @@ def mount(source: str | None, target: str, flags: int) -> None:
     """mount(2) without a file system type: binds, remounts and changes of propagation. Raises OSError."""
     encoded = None if source is None else os.fsencode(source)
     _check(_libc().mount(encoded, os.fsencode(target), None, flags, None), target)
+
+
+def mount_new(fstype: str, target: str) -> None:
+    """mount(2) of a new file system that needs no device. Raises OSError."""
+    _check(_libc().mount(b"none", os.fsencode(target), fstype.encode(), 0, None), target)
 
 
 def unmount(target: str, flags: int = 0) -> None:

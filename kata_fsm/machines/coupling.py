@@ -48,11 +48,19 @@ _GOING_DOWN = _s(sandbox.STOPPING)
 _OVER = _s(sandbox.STOPPED, sandbox.FAILED)
 
 _VM_USELESS = _s(vm.EXITED, vm.STOPPING, vm.STUCK, vm.GONE)
-_NETWORK_USELESS = _s(network.DETACHING, network.STUCK, network.DETACHED)
+_NETWORK_USELESS = _s(network.BROKEN, network.DETACHING, network.STUCK, network.DETACHED)
 _SHARE_USELESS = _s(share.BROKEN, share.RELEASING, share.STUCK, share.RELEASED)
 
 
 # --- conditions that are not a joint state ----------------------------------------------------------------------------
+
+
+def _network_has_model(pod: Pod, _: str) -> bool:
+    return bool(pod.sandbox.facts.get("config", {}).get("network_model", "none") != "none")
+
+
+def _guest_has_network(pod: Pod, subject: str) -> bool:
+    return pod.network.state == network.PLUGGED or not _network_has_model(pod, subject)
 
 
 def _shim_attached_to_init(pod: Pod, subject: str) -> bool:
@@ -232,11 +240,16 @@ RULES: tuple[Rule, ...] = (
          "the agent answers when the guest has booted"),
     Rule("plug-share", {"sandbox": _STARTING_UP, "agent": _s(agent.CONNECTED), "share": _s(share.READY)}, "share", "plug",
          "devices of the sandbox are plugged after the agent answers, so that a cloned VM takes the same path"),
+    Rule("plug-network",
+         {"sandbox": _STARTING_UP, "agent": _s(agent.CONNECTED, agent.CONFIGURING, agent.READY),
+          "network": _s(network.ATTACHED)}, "network", "plug",
+         "a guest sees a NIC only some time after it is plugged: beside everything else", also=_network_has_model),
     Rule("configure-guest",
-         {"sandbox": _STARTING_UP, "agent": _s(agent.CONNECTED), "share": _s(share.PLUGGED),
-          "network": _s(network.ATTACHED)}, "agent", "configure", "everything the guest must be told is there"),
-    Rule("sandbox-ready", {"sandbox": _STARTING_UP, "agent": _s(agent.READY)}, "sandbox", "ready",
-         "the guest can hold containers"),
+         {"sandbox": _STARTING_UP, "agent": _s(agent.CONNECTED), "share": _s(share.PLUGGED), "network": network.USABLE},
+         "agent", "configure", "everything the guest must be told is there"),
+    Rule("sandbox-ready",
+         {"sandbox": _STARTING_UP, "agent": _s(agent.READY), "network": _s(network.ATTACHED, network.PLUGGED)},
+         "sandbox", "ready", "the guest can hold containers, and has its network", also=_guest_has_network),
     # -- containers on their way up ------------------------------------------------------------------------------------
     Rule("prepare-container", {"sandbox": _SERVING, "share": share.USABLE, "container": _s(container.DECLARED)},
          "container", "prepare", "the host side needs only the shared tree"),
@@ -304,7 +317,9 @@ RULES: tuple[Rule, ...] = (
     Rule("release-share",
          {"sandbox": _GOING_DOWN, "vm": _s(vm.ABSENT, vm.GONE), "share": _s(share.READY, share.PLUGGED, share.BROKEN)},
          "share", "release", "neither guest nor container uses it", also=_containers_released),
-    Rule("leave-network", {"sandbox": _GOING_DOWN, "vm": _s(vm.ABSENT, vm.GONE), "network": _s(network.ATTACHED)},
+    Rule("leave-network",
+         {"sandbox": _GOING_DOWN, "vm": _s(vm.ABSENT, vm.GONE),
+          "network": _s(network.ATTACHED, network.PLUGGED, network.BROKEN)},
          "network", "detach", "no guest uses it"),
     Rule("give-up-vm", {"vm": _s(vm.STUCK)}, "vm", "abandon",
          "somebody resolved the sandbox: what cannot be released is given up", also=_resolved, facts=_left_of("vm")),

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from kata_fsm.errors import IllegalTransition, NotFoundError
-from kata_fsm.machines import agent, container, coupling, process, sandbox, share, vm
+from kata_fsm.machines import agent, container, coupling, network, process, sandbox, share, vm
 from kata_fsm.machines.intents import intent_of
 from kata_fsm.machines.outcomes import DONE_TRIGGER as _DONE_TRIGGER
 from kata_fsm.machines.outcomes import FAILURE_CAUSE as _FAILURE_CAUSE
@@ -26,6 +26,7 @@ from kata_fsm.machines.vocab import (
     AgentLost,
     AttachShim,
     Cause,
+    ChangeNetwork,
     Command,
     CreateContainer,
     CreateSandbox,
@@ -207,7 +208,7 @@ def _retry_stuck(draw: _Draw) -> None:
     """Whoever asks for the end again makes every failed clean-up be tried again."""
     for machine, state, trigger in (
         ("vm", vm.STUCK, "stop"),
-        ("network", "stuck", "detach"),
+        ("network", network.STUCK, "detach"),
         ("share", share.STUCK, "release"),
     ):
         if draw.pod.unit(machine, "").state == state:
@@ -215,6 +216,14 @@ def _retry_stuck(draw: _Draw) -> None:
     for subject, unit in list(draw.pod.containers.items()):
         if unit.state == container.STUCK:
             draw.fire("container", "unstage", subject)
+
+
+def _change_network(draw: _Draw, command: ChangeNetwork) -> None:
+    pod = draw.pod
+    if pod.sandbox.state not in (sandbox.CREATING, sandbox.READY) or pod.network.state != network.PLUGGED:
+        what = f"the network of sandbox `{pod.id}` cannot be changed"
+        raise _illegal("network", pod.id, pod.network.state, "change", what)
+    draw.fire("network", "change", facts={"change": command.change})
 
 
 def _stop_sandbox(draw: _Draw, command: StopSandbox) -> None:
@@ -261,6 +270,7 @@ _COMMANDS: dict[type[Any], Any] = {
     Kill: _kill,
     Update: _update,
     Delete: _delete,
+    ChangeNetwork: _change_network,
     StopSandbox: _stop_sandbox,
     ResolveSandbox: _resolve_sandbox,
     AbandonProcess: _abandon,

@@ -9,6 +9,8 @@ DONE_TRIGGER: dict[str, tuple[str, str]] = {
     "hypervisor.launch": ("vm", "launched"),
     "hypervisor.stop": ("vm", "gone"),
     "network.attach": ("network", "attached"),
+    "network.plug": ("network", "plugged"),
+    "network.change": ("network", "changed"),
     "network.detach": ("network", "detached"),
     "share.prepare": ("share", "prepared"),
     "share.plug": ("share", "plugged"),
@@ -32,6 +34,7 @@ DONE_TRIGGER: dict[str, tuple[str, str]] = {
 FAILURE_CAUSE: dict[str, str] = {
     "hypervisor.launch": "create_failed",
     "network.attach": "create_failed",
+    "network.plug": "create_failed",
     "share.prepare": "create_failed",
     "share.plug": "create_failed",
     "agent.connect": "create_failed",

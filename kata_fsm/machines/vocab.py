@@ -160,6 +160,13 @@ class Update(msgspec.Struct, frozen=True, tag_field="do", tag="update"):
     resources: Facts
 
 
+class ChangeNetwork(msgspec.Struct, frozen=True, tag_field="do", tag="change_network"):
+    """Change the running pod's network. `change` has one member: `rescan` (true: what the namespace holds now), `add` or
+    `remove` (an interface), or `routes` (the guest's, all of them)."""
+
+    change: Facts
+
+
 class StopSandbox(msgspec.Struct, frozen=True, tag_field="do", tag="stop_sandbox"):
     """End the pod for `cause`. With `force`, output that nobody reads is not waited for."""
 
@@ -191,6 +198,7 @@ Command = (
     | Kill
     | Delete
     | Update
+    | ChangeNetwork
     | StopSandbox
     | ResolveSandbox
     | AbandonProcess

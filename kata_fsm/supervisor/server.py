@@ -58,6 +58,7 @@ class Server:
         self.requests = 0  # being answered
         self.forced: set[Identity] = set()  # shims of containers whose deletion was forced
         self.shims = 0  # attached and not yet told their exit code
+        self.network_changes = trio.Lock()  # one at a time: who comes while one is under way waits for it
         self.served = trio.Event()  # a first request has come
         self._listener: trio.socket.SocketType | None = None
         self._execs: dict[str, int] = {}  # the last name that was given out, by container

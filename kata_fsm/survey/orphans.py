@@ -19,7 +19,8 @@ import trio
 
 from kata_fsm import errors
 from kata_fsm.control import lock_is_free
-from kata_fsm.effects import cgroup, mounts, process
+from kata_fsm.effects import cgroup, mounts, netns, process
+from kata_fsm.effects.network import namespace
 from kata_fsm.limits import ORPHAN_DIRECTORY_AGE_S, ORPHAN_UNMOUNT_S
 from kata_fsm.survey.traces import Trace, journal_named_by_lock
 from kata_fsm.world import WORLD, Paths, journal_dir
@@ -122,12 +123,25 @@ async def _remove(trace: Trace) -> None:
     if trace.identity is not None:
         process.kill(trace.identity, signal.SIGKILL)
         await process.kill_and_wait(trace.identity)
-    elif trace.kind in ("mount", "netns"):
+    elif trace.kind == "netns":
+        await _part(trace)
+        await _unmount(trace)
+    elif trace.kind == "mount":
         await _unmount(trace)
     elif trace.kind == "cgroup":
         await _remove_cgroup(trace)
     else:
         await _remove_directory(trace)
+
+
+async def _part(trace: Trace) -> None:
+    """What was joined to a namespace that somebody gave is taken from it; it is not ours, and will not end with us."""
+
+    def work() -> None:
+        if netns.is_network_namespace(trace.name):
+            netns.inside(trace.name, lambda: namespace.part(trace.uid))
+
+    await trio.to_thread.run_sync(work)
 
 
 async def _unmount(trace: Trace) -> None:

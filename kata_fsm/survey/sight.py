@@ -10,10 +10,11 @@ import msgspec
 import trio
 
 from kata_fsm.control import Connection, lock_is_free
-from kata_fsm.effects import netns, process, share, storage
+from kata_fsm.effects import process, share, storage
 from kata_fsm.effects.hypervisor import handler as hypervisor
 from kata_fsm.effects.hypervisor.qmp import Monitor
 from kata_fsm.effects.hypervisor.settings import from_dict
+from kata_fsm.effects.network import handlers as network
 from kata_fsm.effects.process import Identity
 from kata_fsm.effects.protocols import Handler
 from kata_fsm.errors import KataFsmError, SupervisorGone, SupervisorSilent
@@ -94,8 +95,8 @@ def _handlers(paths: Paths, config: dict[str, Any], monitor: Monitor) -> dict[st
     return {
         "hypervisor.launch": hypervisor.HypervisorLaunch(paths, settings, monitor),
         "hypervisor.stop": hypervisor.HypervisorStop(paths, settings, monitor),
-        "network.attach": netns.NetworkAttach(paths),
-        "network.detach": netns.NetworkDetach(paths),
+        "network.attach": network.NetworkAttach(paths, settings),
+        "network.detach": network.NetworkDetach(paths, settings),
         "share.prepare": share.SharePrepare(paths, settings),
         "share.release": share.ShareRelease(paths, settings),
         "container.prepare": storage.ContainerPrepare(paths),

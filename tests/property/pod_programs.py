@@ -53,8 +53,8 @@ Program = Sequence[Op]
 POD = "pod"
 CONTAINERS = (POD, "c1", "c2")
 STATUS_RANK = {"creating": 0, "created": 1, "running": 2, "paused": 2, "stopped": 3}
-ONCE = ("hypervisor.launch", "network.attach", "share.prepare", "share.plug", "agent.connect", "agent.configure",
-        "container.prepare", "container.create", "container.start", "process.exec")  # fmt: skip
+ONCE = ("hypervisor.launch", "network.attach", "network.plug", "share.prepare", "share.plug", "agent.connect",
+        "agent.configure", "container.prepare", "container.create", "container.start", "process.exec")  # fmt: skip
 """Effects that bring something into being: performed at most once per subject, whatever happens."""
 
 SETTLE_BOUND = 200
@@ -263,12 +263,16 @@ def check_standing(pod: Pod) -> None:
     """What one machine's state says about the others, at any fixed point."""
     if pod.sandbox.state == sandbox.READY:
         assert (pod.vm.state, pod.agent.state) == (vm.RUNNING, agent.READY)
-        assert (pod.share.state, pod.network.state) == (share.PLUGGED, network.ATTACHED)
+        assert pod.share.state == share.PLUGGED
+        assert pod.network.state in ((network.PLUGGED, network.CHANGING) if has_network(pod) else (network.ATTACHED,))
     if pod.sandbox.state == sandbox.CREATING:
         assert pod.vm.state in (vm.LAUNCHING, vm.RUNNING)
-        assert pod.agent.state not in (agent.READY, *agent.OVER)
+        assert pod.agent.state not in agent.OVER
+        waits = pod.network.state in (network.PLUGGING, network.CHANGING)
+        assert pod.agent.state != agent.READY or (has_network(pod) and waits)
         assert pod.share.state in (share.PREPARING, *share.USABLE)
-        assert pod.network.state in (network.ATTACHING, network.ATTACHED)
+        assert pod.network.state in (network.ATTACHING, *network.USABLE)
+        assert has_network(pod) or pod.network.state in (network.ATTACHING, network.ATTACHED)
     serving = pod.sandbox.state in (sandbox.CREATING, sandbox.READY)
     assert pod.agent.state not in agent.ALIVE or pod.vm.state == vm.RUNNING, "an agent without a guest"
     if pod.agent.state in agent.OVER:
@@ -291,6 +295,10 @@ def check_standing(pod: Pod) -> None:
         over = all(each.state == process.CLOSED for _, each in pod.processes_of(subject))
         if serving and subject == pod.id:
             assert not (over and container.OCI_STATUS.get(unit.state, "stopped") == "stopped"), "the pod outlives it"
+
+
+def has_network(pod: Pod) -> bool:
+    return pod.sandbox.facts["config"].get("network_model", "none") != "none"
 
 
 def check_released(pod: Pod) -> None:
@@ -357,6 +365,8 @@ def _add(number: int) -> v.Input:
 
 _MAKE: dict[str, Callable[..., v.Input | None]] = {
     "new": lambda life: v.CreateSandbox(POD, "0123456789ab", {"root": "/run/x"}, {"rootfs": "/r", "terminal": True}),
+    "net": lambda life: v.CreateSandbox(POD, "0123456789ab", {"network_model": "tcfilter"}, {"rootfs": "/r"}),
+    "change": lambda life: v.ChangeNetwork({"rescan": True}),
     "add": lambda life, n: _add(n),
     "attach": lambda life, n: v.AttachShim(_process(life, n), {"pid": 4242 + n}),
     "exec": _exec,
