@@ -39,9 +39,7 @@ EXIT_CODE_MAX = 255
 class Watcher:
     """Keeps the watches of one pod in step with it. `reconcile` is called after every step."""
 
-    def __init__(
-        self, runtime: Runtime, link: Link, nursery: trio.Nursery, *, processes: Processes = host
-    ) -> None:
+    def __init__(self, runtime: Runtime, link: Link, nursery: trio.Nursery, *, processes: Processes = host) -> None:
         self._runtime = runtime
         self._processes = processes
         self._link = link

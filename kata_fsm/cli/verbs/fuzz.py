@@ -45,7 +45,12 @@ def _options(argv: list[str]) -> Namespace:
     add("--handlers", default="", metavar="MODULE:FUNCTION", help="called with each wiring, to try handlers of yours")
     add("--output", "-O", default=".", metavar="DIR", help="where a failure's bundle goes")
     given = parser.parse_args(argv)
-    for name, least, most in (("programs", 1, 10**9), ("steps", 1, _STEPS_MAX), ("faults", 0, 100), ("jobs", 1, _JOBS_MAX)):
+    for name, least, most in (
+        ("programs", 1, 10**9),
+        ("steps", 1, _STEPS_MAX),
+        ("faults", 0, 100),
+        ("jobs", 1, _JOBS_MAX),
+    ):
         if not least <= getattr(given, name) <= most:
             raise UsageError(f"--{name}: `{getattr(given, name)}` is not from {least} to {most}")
     given.seed = given.seed or WORLD.random_bytes(4).hex()

@@ -82,7 +82,9 @@ class FakeLink:
         if self._over:
             raise AgentUnreachable("connect", "the guest is gone")
         if self.client is None:
-            raise TimeoutExceeded("hello", f"the agent in the guest did not answer: nothing came within {timeout_s:g} s")
+            raise TimeoutExceeded(
+                "hello", f"the agent in the guest did not answer: nothing came within {timeout_s:g} s"
+            )
         return self.client
 
     async def _answered(self) -> None:

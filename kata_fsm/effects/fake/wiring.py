@@ -116,6 +116,8 @@ class FakeWiring:
             "hypervisor.launch": fake.Launch(*here),
             "hypervisor.stop": fake.Stop(*here),
             "network.attach": fake.Attach(*here),
+            "network.plug": fake.PlugNetwork(*here),
+            "network.change": fake.ChangeNetwork(*here),
             "network.detach": fake.Detach(*here),
             "share.prepare": fake.Prepare(*here),
             "share.plug": fake.Plug(*here),

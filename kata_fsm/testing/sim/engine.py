@@ -57,9 +57,7 @@ def run(
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            universe = Universe(
-                journal, seed, nursery, seen=seen, rewire=rewire, distinct_awaits=distinct_awaits
-            )
+            universe = Universe(journal, seed, nursery, seen=seen, rewire=rewire, distinct_awaits=distinct_awaits)
             try:
                 with trio.move_on_after(VIRTUAL_S_MAX) as limit:
                     await _live(universe, program)

@@ -125,7 +125,13 @@ class Actor:
             universe.doom(stream, boundary, count)
         request = {
             "op": "create",
-            "sandbox": {"root": universe.root, "id": sandbox_id, "uid": stream.rpartition("@")[2], "hypervisor": {}},
+            "sandbox": {
+                "root": universe.root,
+                "id": sandbox_id,
+                "uid": stream.rpartition("@")[2],
+                "hypervisor": {},
+                "network_model": "tcfilter" if number % 2 else "none",
+            },
             "container": _container(sandbox_id),
         }
         reply = await universe.ask(await universe.supervised(stream), request)
@@ -157,7 +163,9 @@ class Actor:
             request["shim"] = {"pid": shim.identity.pid, "start_ticks": shim.identity.start_ticks}
         reply = await self.ask(container_id, request)
         if shim is not None and reply is not None and "error" in reply:
-            self.universe.host.end(shim.identity, Exit(signal=9))  # as the verb does with the shim that it has brought along
+            self.universe.host.end(
+                shim.identity, Exit(signal=9)
+            )  # as the verb does with the shim that it has brought along
         return reply
 
     async def simple(self, op: str, s: int, c: int, **more: Any) -> Reply | None:

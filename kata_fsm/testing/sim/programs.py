@@ -17,8 +17,22 @@ from kata_fsm.testing.sim.ops import EFFECTS, METHODS, NAMES, SIGNALS, Op
 
 Program = list[Op]
 
-_ASKED = ("start", "start", "exec", "exec", "pause", "resume", "kill", "delete", "force", "update", "add", "add", "create",
-          "recover")
+_ASKED = (
+    "start",
+    "start",
+    "exec",
+    "exec",
+    "pause",
+    "resume",
+    "kill",
+    "delete",
+    "force",
+    "update",
+    "add",
+    "add",
+    "create",
+    "recover",
+)
 _CODES = (0, 0, 1, 7, 137)
 _WAITS_MS = (1, 3, 10, 40, 200, 1000, 4000, 15000)
 
@@ -120,7 +134,12 @@ def _planned(dice: Dice) -> Op:
 
 
 def _doom(dice: Dice) -> Op:
-    return ("doom", 0 if dice.chance(80) else _s(dice), dice.below(len(BOUNDARIES)), dice.below(dice.pick((4, 30, 120))))
+    return (
+        "doom",
+        0 if dice.chance(80) else _s(dice),
+        dice.below(len(BOUNDARIES)),
+        dice.below(dice.pick((4, 30, 120))),
+    )
 
 
 _RARE: tuple[Callable[[Dice], Op], ...] = (

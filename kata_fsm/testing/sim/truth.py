@@ -99,7 +99,13 @@ class Truth:
             self._wrong(stream, f"{subject} ended with cause `{cause}` and code {code}: unknown is never success")
         if workload is None:
             return
-        if "spawned" not in unit.facts and name != INIT and workload.began and not workload.over and not self._deaf(stream):
+        if (
+            "spawned" not in unit.facts
+            and name != INIT
+            and workload.began
+            and not workload.over
+            and not self._deaf(stream)
+        ):
             self._wrong(stream, f"{subject} is said to have failed, and runs in the guest")
         for shim in self._universe.shims:
             if shim.stream == stream and shim.subject == subject:

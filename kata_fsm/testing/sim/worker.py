@@ -86,7 +86,10 @@ def _answer(process: subprocess.Popen[bytes]) -> Tally | None:
         raise Bug(f"a worker of the campaign ended with {process.returncode}")
     tally = msgspec.json.decode(out, type=Tally)
     if tally.failure is not None:  # JSON has no tuples
-        tally.failure.program, tally.failure.shrunk = parse(show(tally.failure.program)), parse(show(tally.failure.shrunk))
+        tally.failure.program, tally.failure.shrunk = (
+            parse(show(tally.failure.program)),
+            parse(show(tally.failure.shrunk)),
+        )
     return tally
 
 
