@@ -24,6 +24,7 @@ from kata_fsm.limits import (
     JOURNAL_RETRY_S,
     LOOK_AGAIN_S,
     OUTCOME_MESSAGE_CHARS_MAX,
+    RETRY_S,
     SNAPSHOT_BYTES_MAX,
     SNAPSHOT_RECORDS,
 )
@@ -297,10 +298,11 @@ class Runtime:
 async def _look_again(handler: Handler, intent: Intent) -> Observed:
     """Whether an effect that is said to have failed was done all the same, as far as that can be seen in time."""
     with trio.move_on_after(LOOK_AGAIN_S):
-        try:
-            return await handler.probe(intent)
-        except EffectError:
-            pass  # the first failure stands
+        while True:
+            try:
+                return await handler.probe(intent)
+            except EffectError:
+                await trio.sleep(RETRY_S)  # that it cannot be seen now says nothing about what was done
     return Observed(None)
 
 

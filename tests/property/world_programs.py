@@ -66,6 +66,12 @@ FOUND: dict[str, Program] = {
     "so was one whose connection broke": [*_RUNNING, _call("PauseContainer", "broken-after"), ("pause", 0, 0)],
     "a resumption, too": [*_RUNNING, ("pause", 0, 0), _call("ResumeContainer", "unanswered"), ("resume", 0, 0)],
     "an exec whose answer was lost ran on unknown": [*_RUNNING, _call("ExecProcess", "unanswered"), ("exec", 0, 0)],
+    "an exec ran on unknown when it could not be seen at the first look either": [
+        *_RUNNING,
+        _call("QueryState", "refused"),
+        _fault("process.exec", "after"),
+        ("exec", 0, 0),
+    ],
     "what had ended before it was started was said to run": [("create", 0), ("exit", 0, 0, 0), ("start", 0, 0)],
     "a shim that lost the last supervisor was never told": [("doom", 0, 1, 45), *COMMONEST["a whole life"]],
     "nor one of a sandbox deleted by force": [("doom", 0, 1, 87), *COMMONEST["deleted by force"]],

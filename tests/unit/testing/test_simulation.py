@@ -56,6 +56,10 @@ def test_simulated_handlers_keep_the_contract(kind: str) -> None:
         host, wiring = made()
         if kind == "container.prepare":
             await wiring.handlers["share.prepare"].perform(intent("share.prepare"))
+        if kind in ("network.plug", "network.change"):
+            await wiring.handlers["hypervisor.launch"].perform(intent("hypervisor.launch"))
+            given = Intent("network.attach", "", {"model": "tcfilter"})
+            await wiring.handlers["network.attach"].perform(given)
         held = dict(host.ledger.held)
         await testing.check_handler(wiring.handlers[kind], intent(kind))
         assert host.ledger.held == held
