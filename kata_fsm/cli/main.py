@@ -35,6 +35,7 @@ VERBS: dict[str, str] = {
     "replay": "tell the story of a sandbox from the journal",
     "journal": "inspect and verify the journal",
     "audit": "export who did what",
+    "config": "show the configuration in force, and where each value came from",
     "version": "print the version",
 }
 """Every verb and its line in the help; the module is `kata_fsm.cli.verbs.VERB`."""

@@ -135,7 +135,8 @@ def test_an_initrd_larger_than_the_memory_is_refused(etc: Any) -> None:
 
 def test_unknown_keys_and_sections_warn_with_what_was_meant(etc: Any) -> None:
     found = etc.load(
-        "[hypervisor.qemu]\ndefault_memroy = 1\nenable_iomu = true\nzzz = 1\n[runtimes]\nx = 1\n[agent.kata]\nenable_debg = 1\n"
+        "[hypervisor.qemu]\ndefault_memroy = 1\nenable_iomu = true\nzzz = 1\n"
+        "[runtimes]\nx = 1\n[agent.kata]\nenable_debg = 1\n"
     )
     assert [warning.partition("toml")[2] for warning in found.warnings] == [
         ":2`: `hypervisor.qemu.default_memroy` is not known, did you mean `default_memory`",
