@@ -35,6 +35,7 @@ VERBS: dict[str, str] = {
     "replay": "tell the story of a sandbox from the journal",
     "journal": "inspect and verify the journal",
     "audit": "export who did what",
+    "check": "could a sandbox be created here and now?",
     "config": "show the configuration in force, and where each value came from",
     "version": "print the version",
 }
@@ -42,6 +43,9 @@ VERBS: dict[str, str] = {
 
 READERS = ("replay", "journal", "audit")
 """Verbs of people that read whatever journal they are pointed at, in a process of their own (see guarded.py)."""
+
+ALIASES = {"kata-check": "check"}
+"""Kata's older names."""
 
 ROLES: dict[str, str] = {"supervisor": "kata_fsm.supervisor.main", "shim": "kata_fsm.shim"}
 """The long-lived processes, which are the same command; their modules have `main(argv) -> int`."""
@@ -152,6 +156,7 @@ def _act(action: str) -> int:
 
 def _dispatch(argv: list[str], context: Context, apart: bool) -> int:
     verb, rest = parse_globals(argv, context)
+    verb = ALIASES.get(verb, verb)
     context.verb = verb
     if verb in VERBS:
         name = "kata_fsm.cli.verbs." + verb
