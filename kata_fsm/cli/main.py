@@ -36,6 +36,7 @@ VERBS: dict[str, str] = {
     "journal": "inspect and verify the journal",
     "audit": "export who did what",
     "check": "could a sandbox be created here and now?",
+    "env": "print versions, paths and settings",
     "config": "show the configuration in force, and where each value came from",
     "version": "print the version",
 }
@@ -44,7 +45,7 @@ VERBS: dict[str, str] = {
 READERS = ("replay", "journal", "audit")
 """Verbs of people that read whatever journal they are pointed at, in a process of their own (see guarded.py)."""
 
-ALIASES = {"kata-check": "check"}
+ALIASES = {"kata-check": "check", "kata-env": "env"}
 """Kata's older names."""
 
 ROLES: dict[str, str] = {"supervisor": "kata_fsm.supervisor.main", "shim": "kata_fsm.shim"}

@@ -78,7 +78,7 @@ def test_kvm_is_tried_by_running_a_guest(command: Any) -> None:
             "configuration",
             ":2`: `hypervisor.qemu.kernel`: `x` is not an absolute path",
         ),
-        (TCG + X),
+        (TCG + "path = '/bin/true'\n", "QEMU", "true (GNU coreutils)"),
         (TCG + "path = '/bin/false'\n", "QEMU", "no answer to --version"),
         (TCG + "virtio_fs_daemon = '/bin/false'\n", "virtiofsd", "does not answer to --version"),
         (TCG + "guest_directory = '/etc'\n", "guest image", "there is no guest image"),
