@@ -108,3 +108,7 @@ UNPLUG_S = 5.0
 # Between QEMU's death and the end of what it had sent there are microseconds; this only bounds a wait that must not hang.
 QEMU_LAST_WORDS_S = 1.0
 QMP_RECONNECT_S = 1.0
+
+# Lines to the host's log by one process: a supervisor whose guest misbehaves must not fill it.
+SYSTEM_LOG_LINES_MAX = 200
+SYSTEM_LOG_WINDOW_S = 30.0

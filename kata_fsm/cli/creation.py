@@ -194,6 +194,7 @@ def _create_in(
             )
         stream = home.stream
         connection = client.connect(home.sandbox, stream)
+    context.stream, context.asked = stream, True
     try:
         with connection:
             connection.send(message)

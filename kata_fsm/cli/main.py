@@ -159,6 +159,11 @@ def _dispatch(argv: list[str], context: Context, apart: bool) -> int:
     verb, rest = parse_globals(argv, context)
     verb = ALIASES.get(verb, verb)
     context.verb = verb
+    if context.debug and verb in VERBS:
+        from kata_fsm.cli.log import write
+        from kata_fsm.oci.redact import redacted
+
+        write(context, "debug", f"version {__version__}, arguments: {' '.join(redacted([verb, *rest]))}")
     if verb in VERBS:
         name = "kata_fsm.cli.verbs." + verb
         __import__(name)
@@ -194,10 +199,9 @@ def one_line(error: BaseException) -> str:
 def _fail(context: Context, error: BaseException, code: int) -> int:
     text = one_line(error)
     os.write(2, (text + "\n").encode("utf-8", "backslashreplace"))
-    if context.log:
-        from kata_fsm.cli.log import write
+    from kata_fsm.cli.log import write
 
-        write(context, "error", text)
+    write(context, "error", text)
     return code
 
 
