@@ -29,6 +29,9 @@ def guarded(work: Callable[[], int]) -> int:
         try:
             code = work()
             sys.stdout.flush()
+        except SystemExit as end:  # `--help`
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            sys.stdout.flush()
         except (OSError, ValueError):
             code = code or 1
         finally:

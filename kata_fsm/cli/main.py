@@ -36,13 +36,14 @@ VERBS: dict[str, str] = {
     "journal": "inspect and verify the journal",
     "audit": "export who did what",
     "check": "could a sandbox be created here and now?",
+    "logs": "gather the lines of one sandbox from everywhere, in the order of time",
     "env": "print versions, paths and settings",
     "config": "show the configuration in force, and where each value came from",
     "version": "print the version",
 }
 """Every verb and its line in the help; the module is `kata_fsm.cli.verbs.VERB`."""
 
-READERS = ("replay", "journal", "audit")
+READERS = ("replay", "journal", "audit", "logs")
 """Verbs of people that read whatever journal they are pointed at, in a process of their own (see guarded.py)."""
 
 ALIASES = {"kata-check": "check", "kata-env": "env"}

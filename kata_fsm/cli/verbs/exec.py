@@ -169,6 +169,7 @@ def _with_terminal(context: Context, options: Values, found: lookup.Found) -> in
         client.connect(found.sandbox, found.stream) as connection,
     ):
         connection.send(message)
+        context.asked = True
         pid, shim_pid = attend(
             context,
             connection,
