@@ -39,6 +39,7 @@ VERBS: dict[str, str] = {
     "logs": "gather the lines of one sandbox from everywhere, in the order of time",
     "env": "print versions, paths and settings",
     "config": "show the configuration in force, and where each value came from",
+    "completion": "print completion for bash, zsh or fish",
     "version": "print the version",
 }
 """Every verb and its line in the help; the module is `kata_fsm.cli.verbs.VERB`."""
