@@ -112,3 +112,21 @@ QMP_RECONNECT_S = 1.0
 # Lines to the host's log by one process: a supervisor whose guest misbehaves must not fill it.
 SYSTEM_LOG_LINES_MAX = 200
 SYSTEM_LOG_WINDOW_S = 30.0
+
+# Recovery by hand. A look at one thing is short, or it is said that it cannot be told; a busy supervisor answers a ping
+# within milliseconds.
+PROBE_S = 3.0
+SUPERVISOR_PING_S = 3.0
+# One sandbox's recovery: a boot that was under way, plus its tear-down by force. What has not come to rest by then is
+# reported, and goes on by itself.
+RECOVER_SETTLE_S = 90.0
+RECOVER_ONE_S = 150.0
+RECOVER_SIDE_BY_SIDE = 4  # each starts an interpreter
+# A clean-up that fails is tried again this often, this far apart, before it is reported as stuck.
+RECOVER_ATTEMPTS = 3
+RECOVER_RETRY_S = 1.0
+# A sandbox's directory stands for an instant before its supervisor does.
+ORPHAN_DIRECTORY_AGE_S = 10.0
+ORPHAN_UNMOUNT_S = 10.0  # unmounting a file system whose server is gone never ends
+# Lines of the kernel's log about one process that are kept as evidence.
+KERNEL_LOG_LINES_MAX = 5

@@ -19,7 +19,7 @@ import trio
 from journal import InvalidAppend, Journal, JournalBusy, JournalDiskFull, NewRecord, RequirementFailed, Stamp
 from kata_fsm import __version__, snapshots
 from kata_fsm.effects.protocols import Handler
-from kata_fsm.errors import Bug, CallerError, EffectError
+from kata_fsm.errors import Bug, CallerError, EffectError, TimeoutExceeded
 from kata_fsm.limits import JOURNAL_RETRY_S, OUTCOME_MESSAGE_CHARS_MAX, SNAPSHOT_BYTES_MAX, SNAPSHOT_RECORDS
 from kata_fsm.machines import Intent, Pod, Step, decide, events_of, fold, outstanding, sandbox
 from kata_fsm.machines.intents import ACQUIRING, CANCELLABLE
@@ -283,7 +283,8 @@ def _failure(intent: Intent, error: Exception) -> EffectFailed:
         error = error.exceptions[0]
     if isinstance(error, EffectError):
         hint = {"hint": error.hint} if error.hint else {}
-        return EffectFailed(intent.kind, intent.subject, error.phase, error.message, {**error.evidence, **hint})
+        late = {"timeout": True} if isinstance(error, TimeoutExceeded) else {}
+        return EffectFailed(intent.kind, intent.subject, error.phase, error.message, {**error.evidence, **hint, **late})
     print(f"supervisor: `{intent.kind}` failed unexpectedly", file=sys.stderr)
     sys.excepthook(type(error), error, error.__traceback__)
     return EffectFailed(intent.kind, intent.subject, "unexpected", f"{type(error).__name__}: {error}", {"bug": True})

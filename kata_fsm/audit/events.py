@@ -35,6 +35,7 @@ _REQUESTS: dict[str, str] = {
     "delete": "delete",
     "attach_shim": "attach",
     "stop_sandbox": "stop",
+    "resolve_sandbox": "stop",
     "abandon_process": "abandon",
 }
 

@@ -32,6 +32,7 @@ VERBS: dict[str, str] = {
     "events": "print a container's resource use",
     "features": "print what this runtime supports, as runtime-spec features JSON",
     "spec": "write a config.json to start from",
+    "recover": "say what is left over and what would be done about it, and do it",
     "replay": "tell the story of a sandbox from the journal",
     "journal": "inspect and verify the journal",
     "audit": "export who did what",

@@ -141,6 +141,14 @@ def _settled_cleanly(pod: Pod, subject: str) -> bool:
     return _settled(pod, subject) and pod.sandbox.facts.get("cause", {}).get("kind") in CLEAN_ENDINGS
 
 
+def _resolved(pod: Pod, _: str) -> bool:
+    return "resolved" in pod.sandbox.facts
+
+
+def _discard_failed_and_resolved(pod: Pod, subject: str) -> bool:
+    return bool(pod.unit("container", subject).facts.get("discard_failed")) and _resolved(pod, subject)
+
+
 # --- what a coupled transition teaches --------------------------------------------------------------------------------
 
 
@@ -162,7 +170,7 @@ def _from_agent(pod: Pod, _: str) -> Facts:
 
 
 def _from_share(pod: Pod, _: str) -> Facts:
-    return _cause_of(pod.share, "share_died", "the shared directory tree is gone")
+    return _cause_of(pod.share, "virtiofsd_lost", "the shared directory tree is gone")
 
 
 def _from_network(pod: Pod, _: str) -> Facts:
@@ -202,6 +210,14 @@ def _never_ran(pod: Pod, subject: str) -> Facts:
 
 def _given_up(pod: Pod, _: str) -> Facts:
     return {"undelivered": True}
+
+
+def _left(unit: Unit) -> Facts:
+    return {"left": (unit.facts.get("error") or {}).get("message", "")}
+
+
+def _left_of(machine: str) -> Teach:
+    return lambda pod, subject: _left(pod.unit(machine, subject))
 
 
 RULES: tuple[Rule, ...] = (
@@ -290,6 +306,16 @@ RULES: tuple[Rule, ...] = (
          "share", "release", "neither guest nor container uses it", also=_containers_released),
     Rule("leave-network", {"sandbox": _GOING_DOWN, "vm": _s(vm.ABSENT, vm.GONE), "network": _s(network.ATTACHED)},
          "network", "detach", "no guest uses it"),
+    Rule("give-up-vm", {"vm": _s(vm.STUCK)}, "vm", "abandon",
+         "somebody resolved the sandbox: what cannot be released is given up", also=_resolved, facts=_left_of("vm")),
+    Rule("give-up-network", {"network": _s(network.STUCK)}, "network", "abandon",
+         "somebody resolved the sandbox", also=_resolved, facts=_left_of("network")),
+    Rule("give-up-share", {"share": _s(share.STUCK)}, "share", "abandon",
+         "somebody resolved the sandbox", also=_resolved, facts=_left_of("share")),
+    Rule("give-up-container", {"container": _s(container.STUCK)}, "container", "abandon",
+         "somebody resolved the sandbox", also=_resolved, facts=_left_of("container")),
+    Rule("give-up-discard", {"container": _s(container.DEAD)}, "container", "abandon",
+         "somebody resolved the sandbox", also=_discard_failed_and_resolved, facts=_left_of("container")),
     Rule("sandbox-stopped", {"sandbox": _GOING_DOWN}, "sandbox", "stopped",
          "everything is released, and somebody wanted this end", also=_settled_cleanly),
     Rule("sandbox-failed", {"sandbox": _GOING_DOWN}, "sandbox", "fail",

@@ -27,6 +27,7 @@ TABLE = Table(
         (DETACHING, "detached", DETACHED),
         (DETACHING, "failed", STUCK),
         (STUCK, "detach", DETACHING),
+        (STUCK, "abandon", DETACHED),
     ],
     effects={ATTACHING: "network.attach", DETACHING: "network.detach"},
     terminal=frozenset({DETACHED}),

@@ -79,6 +79,7 @@ def _lock(paths: Paths) -> int | None:
                 return None
         else:
             if _is_at(fd, paths.supervisor_lock):
+                _name_journal(fd)
                 return fd
             os.close(fd)  # its last holder removed it together with the sandbox
             continue
@@ -90,6 +91,15 @@ def _lock(paths: Paths) -> int | None:
 def _open_lock(path: str) -> int:
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _name_journal(fd: int) -> None:
+    """Say in the lock file whose sandbox it is, for those who find it in a run directory that several journals share."""
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, os.fsencode(os.path.abspath(journal_dir())), 0)
+    except OSError:
+        pass  # a full disk: a sandbox that can be taken down all the same
 
 
 def _is_at(fd: int, path: str) -> bool:
@@ -134,8 +144,16 @@ def _listen(path: str) -> trio.socket.SocketType:
 
 
 def _clean(paths: Paths) -> None:
-    """Remove the last traces of a deleted sandbox: its sockets, kept specs and logs."""
+    """Remove the last traces of a deleted sandbox: its sockets, kept specs and logs.
+
+    Never through a mount: what is still bound in there is a container's root file system, which is somebody's data.
+    """
+    from kata_fsm.effects import mounts
+
     for directory in (paths.logs, paths.base):
+        if mounts.below(directory):
+            print(f"supervisor: `{directory}` is left: something is still mounted in it", file=sys.stderr)
+            continue
         shutil.rmtree(directory, ignore_errors=True)
     for directory in (os.path.dirname(paths.base), os.path.dirname(paths.logs)):
         try:
@@ -162,6 +180,12 @@ class Supervisor:
         async with trio.open_nursery() as nursery:
             link = Link(self.paths, WORLD, nursery)
             runtime = Runtime(journal, self.options.stream, WORLD, {}, nursery)
+            if not runtime.rev and not self.options.is_new:
+                # Its journal is gone, or another one is in its place. To know nothing of it is no licence to clean up.
+                raise WorldError(
+                    f"the journal `{journal.path}` knows nothing of `{self.options.stream}`",
+                    hint="`kata-fsm recover` finds what is left of it",
+                )
             watcher = Watcher(runtime, link, nursery)
             runtime.on_step = watcher.reconcile
             cleaned = trio.Event()
@@ -260,12 +284,15 @@ def main(argv: list[str]) -> int:
         if options.is_new:
             _require_space(paths)
         _raise_file_limit()
-        with Journal.open(journal_dir(), lock_timeout_s=limits.JOURNAL_LOCK_S) as journal:
+        from kata_fsm.recovery import journal_owner, note_failure
+
+        owner = journal_owner(WORLD)
+        lock_s = limits.JOURNAL_LOCK_S
+        # One that goes on with a sandbox has a journal to go on from, or it has lost it: it does not begin another.
+        with Journal.open(journal_dir(), create=options.is_new, lock_timeout_s=lock_s, owner=owner) as journal:
             try:
                 trio.run(Supervisor(options).run, journal)
             except Exception as error:
-                from kata_fsm.recovery import note_failure
-
                 note_failure(journal, options.stream, WORLD, _first(error))
                 raise
     except (KataFsmError, JournalError, OSError) as error:

@@ -20,6 +20,7 @@ from kata_fsm.supervisor import standing
 from kata_fsm.supervisor.channel import Channel
 from kata_fsm.supervisor.creation import StartFailed, create, exec_
 from kata_fsm.supervisor.questions import ping, ps, stats, update
+from kata_fsm.supervisor.recovering import recover, resolve
 from kata_fsm.supervisor.requests import Reply, Request, Verb, text_in
 from kata_fsm.supervisor.session import SIGNAL_MAX
 
@@ -119,4 +120,6 @@ VERBS: dict[str, Verb] = {
     "stats": stats,
     "ps": ps,
     "ping": ping,
+    "recover": recover,
+    "resolve": resolve,
 }

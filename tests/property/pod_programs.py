@@ -7,7 +7,7 @@ numbers in an operation are taken modulo what there is to choose from, so that e
 well.
 
     ("new",)  ("add", c)  ("attach", p)  ("exec", c)  ("start", c) ("pause", c) ("resume", c) ("kill", c) ("update", c)
-    ("delete", c)  ("force", c)  ("stop",)  ("stop!",)  ("abandon", p)       commands, legal or not
+    ("delete", c)  ("force", c)  ("stop",)  ("stop!",)  ("resolve",)  ("abandon", p)       commands, legal or not
     ("done", n)  ("failed", n)  ("late", n)  ("settle",)  ("settle", n)      outcomes: of one effect, of all, of n of them
     ("vm_died",)  ("agent_lost",)  ("share_died",)  ("rebooted",)  ("exited", p, code)  ("drained", p)
     ("crash",)                                                               forget the live pod, fold the journal again
@@ -110,7 +110,7 @@ class Life:
             self.pod = evolve(self.pod, event)
         self._adopt_effects(step, given)
         self._check_pod(before)
-        if isinstance(given, v.HostRebooted) or (isinstance(given, v.StopSandbox) and given.force):
+        if isinstance(given, v.HostRebooted | v.ResolveSandbox) or (isinstance(given, v.StopSandbox) and given.force):
             _check_ends_by_itself(self.pod)
         return True
 
@@ -369,6 +369,7 @@ _MAKE: dict[str, Callable[..., v.Input | None]] = {
     "force": lambda life, n: v.Delete(CONTAINERS[n % 3], force=True),
     "stop": lambda life: v.StopSandbox(Cause("operator")),
     "stop!": lambda life: v.StopSandbox(Cause("client_gone"), force=True),
+    "resolve": lambda life: v.ResolveSandbox("it never ends"),
     "abandon": lambda life, n: v.AbandonProcess(_process(life, n), Cause("client_gone")),
     "done": lambda life, n: _outcome(life, n, True),
     "failed": lambda life, n: _outcome(life, n, False),

@@ -7,7 +7,7 @@ Set KATA_FSM_REWRITE=1 to rewrite the indented lines from what the code does now
 understand it.
 
     create | add C | attach P | exec C E | start C | pause C | resume C | kill C N | delete C [--force]
-    stop [--force] CAUSE | abandon P
+    stop [--force] CAUSE | resolve REASON | abandon P
     done KIND [SUBJECT] | fail KIND [SUBJECT] | settle [N]      (settle: the outstanding effects succeed, and what follows)
     saw vm_died|agent_lost|share_died CAUSE | saw exited P CODE [CAUSE] | saw drained P | saw rebooted
     states
@@ -30,7 +30,7 @@ from kata_fsm.machines.pod import POD_MACHINES, moved_from_body
 
 HERE = Path(__file__).parent
 REWRITE = os.environ.get("KATA_FSM_REWRITE") == "1"
-SHOWN_FACTS = ("cause", "exit_code", "force", "condemned", "undelivered", "discard_failed", "error")
+SHOWN_FACTS = ("cause", "exit_code", "force", "condemned", "undelivered", "discard_failed", "error", "resolved", "left")
 
 
 def _observation(words: list[str]) -> v.Observation:
@@ -77,6 +77,8 @@ def parse(line: str) -> v.Input:
             return v.Delete(subject, force)
         case ["stop", cause]:
             return v.StopSandbox(Cause(cause), force)
+        case ["resolve", reason]:
+            return v.ResolveSandbox(reason)
         case ["abandon", subject]:
             return v.AbandonProcess(subject, Cause("client_gone"))
         case ["done", kind, *subject]:
