@@ -7,16 +7,14 @@ import json
 import os
 import subprocess
 
+from journal import JournalError
 from kata_fsm import spawn
-from kata_fsm.check.item import Item
-from kata_fsm.control import lock_is_free
-from kata_fsm.effects import mounts
-from kata_fsm.effects.hypervisor import argv
-from kata_fsm.effects.process import argv_of
-from kata_fsm.world import Paths, journal_dir, run_dir
+from kata_fsm.check.item import Item, Verdict
+from kata_fsm.errors import KataFsmError
+from kata_fsm.survey.surveying import survey
+from kata_fsm.world import WORLD, journal_dir
 
 VERIFY_S = 120.0
-_UUID = argv.uuid_of("")
 
 
 def journal() -> Item:
@@ -45,84 +43,27 @@ def journal() -> Item:
     )
 
 
-def _uids() -> list[str]:
+def leftovers() -> Item:
+    """What `kata-fsm recover` would do: sandboxes that nobody looks after, and what no sandbox accounts for."""
+    if os.geteuid() != 0:
+        return _left("untold", "only root may look", "run as root")
     try:
-        return sorted(os.listdir(run_dir() + "/sandboxes"))
-    except OSError:
-        return []
+        found = survey(WORLD, WORLD.host_id())
+    except (JournalError, KataFsmError, OSError) as error:
+        return _left("untold", f"nobody can say what belongs to whom: {error}", "see the item `journal`")
+    if found.foreign:
+        words = f"the journal belongs to `{found.foreign}`, and this is `{WORLD.host_id()}`"
+        return _left("cannot", words, "give this host a journal of its own (KATA_FSM_JOURNAL)", needed=True)
+    pending = [plan for plan in found.plans if plan.pending]
+    words_of = [f"sandbox `{plan.sandbox}` ({plan.uid}) is {plan.kind}" for plan in pending]
+    words_of += [f"{len(orphan.traces)} traces of `{orphan.uid}`: {orphan.why}" for orphan in found.orphans]
+    shown = ", ".join(words_of[:5]) + (f" and {len(words_of) - 5} more" if len(words_of) > 5 else "")
+    fix = "`kata-fsm recover` shows the plan, `kata-fsm recover --apply --orphans kill` carries it out"
+    return _left("warning" if words_of else "ok", shown or "none", fix)
 
 
-def _machines() -> dict[str, int]:
-    """The uid in the command line of every QEMU that has its sockets in our run directory, to its pid."""
-    found = {}
-    base = f"{run_dir()}/sandboxes/"
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            words = argv_of(int(name))
-            uids = [word[len(_UUID) :] for word in words if word.startswith(_UUID) and len(word) == len(_UUID) + 12]
-            if uids and any(f"{base}{uids[0]}/" in word for word in words):
-                found[uids[0]] = int(name)
-    return found
-
-
-def _recorded() -> dict[str, bool]:
-    """The uid of every sandbox that the journal's projections know, to whether it lives."""
-    from journal import JournalError, peek
-
-    found: dict[str, bool] = {}
-    try:
-        with peek.open(journal_dir()) as reader:
-            rows = reader.scan()
-    except (OSError, JournalError):
-        return found
-    for _, value in rows:
-        try:
-            fields = json.loads(value)
-        except ValueError:
-            continue
-        if isinstance(fields, dict) and "uid" in fields:
-            uid = str(fields["uid"])
-            found[uid] = found.get(uid, False) or bool(fields.get("live"))
-    return found
-
-
-def leftovers(*, readable: bool) -> Item:
-    """Sandboxes that nobody supervises; machines, directories and mounts without a sandbox. `readable`: whether the journal
-    is sound enough to be asked."""
-    if os.geteuid() != 0 and os.path.exists(run_dir()) and not os.access(run_dir() + "/sandboxes", os.R_OK):
-        return Item(
-            name="leftovers",
-            verdict="untold",
-            found=f"`{run_dir()}` may not be read",
-            expected="none",
-            fix="run as root",
-            needed=False,
-        )
-    recorded = _recorded() if readable else {}
-    uids, base = _uids(), os.path.realpath(run_dir()) + "/sandboxes/"
-    mounted = {mount.point[len(base) :].partition("/")[0] for mount in mounts.table() if mount.point.startswith(base)}
-    words = [
-        f"sandbox `{uid}` lives and has no supervisor"
-        for uid, lives in recorded.items()
-        if lives and lock_is_free(Paths(uid).supervisor_lock)
-    ]
-    if readable:
-        words += [f"directory of `{uid}`, which is not in the journal" for uid in uids if _is_stray(uid, recorded)]
-    words += [f"QEMU {pid} of `{uid}`" for uid, pid in _machines().items() if uid not in uids]
-    words += [f"mounts of `{uid}`" for uid in sorted(mounted - set(uids))]
-    return Item(
-        name="leftovers",
-        verdict="warning" if words else "ok",
-        found=", ".join(words[:5]) + (f" and {len(words) - 5} more" if len(words) > 5 else "") or "none",
-        expected="none",
-        fix="`kata-fsm list` recovers sandboxes that live; end and remove the rest by hand",
-        needed=False,
-    )
-
-
-def _is_stray(uid: str, recorded: dict[str, bool]) -> bool:
-    """Whether nobody knows this directory; one that is just being made has a supervisor already."""
-    return uid not in recorded and lock_is_free(Paths(uid).supervisor_lock)
+def _left(verdict: Verdict, found: str, fix: str, *, needed: bool = False) -> Item:
+    return Item(name="leftovers", verdict=verdict, found=found, expected="none", fix=fix, needed=needed)
 
 
 def as_json(items: list[Item], *, can: bool) -> str:

@@ -67,5 +67,5 @@ def examine(named: str | None) -> list[Item]:
         host.socket_paths(),
         host.propagation(),
         health,
-        past.leftovers(readable=health.verdict == "ok"),
+        *([past.leftovers()] if health.verdict == "ok" else []),
     ]

@@ -132,7 +132,10 @@ def verbs() -> tuple[Verb, ...]:
             parser = _parser_of(name, part)
             about = parser.description or "" if isinstance(parser, argparse.ArgumentParser) else ""
             parts.append(_verb(part, about, parser))
-        whole = _verb(name, line, _parser_of(name, "" if not names else names[0]))
+        bare = _parser_of(name)
+        if names and isinstance(bare, str):  # it prints a page: the first part is what it does when none is named
+            bare = _parser_of(name, names[0])
+        whole = _verb(name, line, bare)
         found.append(msgspec.structs.replace(whole, parts=tuple(parts)))
     return tuple(found)
 
