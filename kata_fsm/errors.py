@@ -109,6 +109,8 @@ class EffectError(WorldError):
     """
 
     family = "effect"
+    refused = False
+    """Whether somebody who must know said that it was not done. Otherwise it may have been, and only the answer was lost."""
 
     def __init__(
         self, phase: str, message: str, *, evidence: dict[str, object] | None = None, hint: str | None = None

@@ -16,6 +16,9 @@ SUPERVISOR_START_S = 20.0
 SHIM_ATTACH_S = 20.0
 EXEC_ID_CHARS_MAX = 32
 SHIM_RECONNECT_S = 60.0
+# A shim that lost its supervisor tries again within a second (0.05 s at first). The last supervisor of a sandbox waits
+# this long for those that have not come yet.
+SHIM_COMES_S = 3.0
 VERB_REPLY_S = 180.0
 # A supervisor answers a ping within milliseconds; `delete --force` takes one that needs this long for dead.
 SUPERVISOR_SILENT_S = 20.0
@@ -47,6 +50,9 @@ COUPLING_ROUNDS_MAX = 10_000
 JOURNAL_LOCK_S = 10.0
 # What has happened must be recorded: a journal that is busy or full is tried again, about this often.
 JOURNAL_RETRY_S = 0.5
+# After a failure that may be none, only the answer lost: how long it is looked whether it was done. The call itself has
+# waited long enough; a guest that lives answers this within milliseconds.
+LOOK_AGAIN_S = 10.0
 # Of a failure that cannot be recorded as it is (a record holds 1 MiB), this much.
 OUTCOME_MESSAGE_CHARS_MAX = 4096
 

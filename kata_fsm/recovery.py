@@ -15,15 +15,21 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Callable
 
 from journal import Journal, JournalError, NewRecord, Stamp
+from kata_fsm.effects import process
 from kata_fsm.effects.hypervisor import watch
-from kata_fsm.effects.process import Identity, alive
+from kata_fsm.effects.process import Identity
+from kata_fsm.effects.protocols import Processes
 from kata_fsm.limits import SUPERVISOR_FAILURE_RECORDS, SUPERVISOR_FAILURES_MAX, SUPERVISOR_FAILURES_S
 from kata_fsm.machines import Cause, Pod, container, sandbox, share, vm
 from kata_fsm.machines.vocab import Command, Delete, HostRebooted, Observation, ShareDied, StopSandbox, VmDied
 from kata_fsm.runtime import Runtime
 from kata_fsm.world import Paths, World
+
+PostMortem = Callable[[Pod, Identity | None], Cause]
+"""How a VMM ended that nobody watched, by what it and the kernel have written."""
 
 FAILED = "supervisor_failed"
 MISSED = "it ended while no supervisor was watching"
@@ -46,7 +52,13 @@ def process_of(facts: dict[str, object]) -> Identity | None:
     return Identity.from_dict(facts)
 
 
-def observe(pod: Pod, world: World, last_boot: str) -> list[Observation]:
+def observe(
+    pod: Pod,
+    world: World,
+    last_boot: str,
+    processes: Processes = process,
+    post_mortem: PostMortem | None = None,
+) -> list[Observation]:
     """What has changed in the world behind the pod's back. Looks, and changes nothing."""
     if pod.sandbox.state not in sandbox.LIVE:
         return []
@@ -55,10 +67,10 @@ def observe(pod: Pod, world: World, last_boot: str) -> list[Observation]:
         return [HostRebooted(boot)]
     seen: list[Observation] = []
     monitor = process_of(pod.vm.facts)
-    if pod.vm.state == vm.RUNNING and (monitor is None or not alive(monitor)):
-        seen.append(VmDied(_missed_end(pod, monitor)))
+    if pod.vm.state == vm.RUNNING and (monitor is None or not processes.alive(monitor)):
+        seen.append(VmDied((post_mortem or _missed_end)(pod, monitor)))
     daemon = process_of(pod.share.facts)
-    if "died" in share.TABLE.legal(pod.share.state) and (daemon is None or not alive(daemon)):
+    if "died" in share.TABLE.legal(pod.share.state) and (daemon is None or not processes.alive(daemon)):
         seen.append(ShareDied(Cause("virtiofsd_lost", f"virtiofsd is gone: {MISSED}", {"wait_status": "unknown"})))
     return seen
 
@@ -139,11 +151,16 @@ def failed_too_often(runtime: Runtime) -> Cause | None:
     return Cause("supervisor_failed", message, {"bug": True, "failures": failures[-SUPERVISOR_FAILURES_MAX:]})
 
 
-async def recover(runtime: Runtime) -> None:
-    """Bring a stream that was left behind to where its outstanding effects run again."""
-    for observation in observe(runtime.pod, runtime.world, runtime.last_boot):
+async def recover(
+    runtime: Runtime,
+    processes: Processes = process,
+    *,
+    end: Cause | None = None,
+    post_mortem: PostMortem | None = None,
+) -> None:
+    """Bring a stream that was left behind to where its outstanding effects run again; with `end`, take it down for that."""
+    for observation in observe(runtime.pod, runtime.world, runtime.last_boot, processes, post_mortem):
         await runtime.report(observation)
-    cause = failed_too_often(runtime)
-    if cause is not None and runtime.pod.sandbox.state in sandbox.LIVE and not runtime.pod.sandbox.facts.get("force"):
-        await runtime.submit(StopSandbox(cause, force=True))
+    if end is not None and runtime.pod.sandbox.state in sandbox.LIVE and not runtime.pod.sandbox.facts.get("force"):
+        await runtime.submit(StopSandbox(end, force=True))
     await runtime.resume()

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from kata_fsm.errors import DamagedData
 
 _OF_DAMAGE = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE})
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 
 
@@ -23,15 +24,17 @@ def guarded(work: Callable[[], int]) -> int:
     """Run `work` in a child and answer its exit code. Raises DamagedData when a signal ended it that damage leads to."""
     sys.stdout.flush()
     sys.stderr.flush()
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         code = 1
         try:
+            _end_with(parent)
             code = work()
             sys.stdout.flush()
-        except SystemExit as end:  # `--help`
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except SystemExit as done:  # argparse, after it has printed its help
             sys.stdout.flush()
+            code = done.code if isinstance(done.code, int) else 0
         except (OSError, ValueError):
             code = code or 1
         finally:
@@ -49,3 +52,12 @@ def guarded(work: Callable[[], int]) -> int:
             hint="`kata-fsm journal verify` says what is wrong, `kata-fsm journal salvage` reads what is left",
         )
     return 128 - code
+
+
+def _end_with(parent: int) -> None:
+    """Be killed when the parent is: it is the one that somebody started, and may kill in a way that cannot be forwarded."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        os._exit(1)

@@ -41,11 +41,12 @@ VERBS: dict[str, str] = {
     "env": "print versions, paths and settings",
     "config": "show the configuration in force, and where each value came from",
     "completion": "print completion for bash, zsh or fish",
+    "fuzz": "run random lives in a simulated world, and look for what does not hold",
     "version": "print the version",
 }
 """Every verb and its line in the help; the module is `kata_fsm.cli.verbs.VERB`."""
 
-READERS = ("replay", "journal", "audit", "logs")
+READERS = ("replay", "journal", "audit", "recover", "logs")
 """Verbs of people that read whatever journal they are pointed at, in a process of their own (see guarded.py)."""
 
 ALIASES = {"kata-check": "check", "kata-env": "env"}

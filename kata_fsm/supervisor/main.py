@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 import traceback
-from typing import Any
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -28,6 +28,13 @@ from kata_fsm.effects import process
 from kata_fsm.errors import Bug, KataFsmError, WorldError
 from kata_fsm.machines import outstanding, sandbox
 from kata_fsm.world import WORLD, Paths, journal_dir
+
+if TYPE_CHECKING:
+    from kata_fsm.effects.protocols import Processes
+    from kata_fsm.recovery import PostMortem
+    from kata_fsm.runtime import Runtime
+    from kata_fsm.supervisor.server import Server
+    from kata_fsm.supervisor.watch import Watcher
 
 READY = b"ok\n"
 
@@ -172,7 +179,6 @@ class Supervisor:
     async def run(self, journal: Journal) -> None:
         """Serve until there is nothing left to serve."""
         from kata_fsm.effects.agent.link import Link
-        from kata_fsm.recovery import failed_too_often, recover
         from kata_fsm.runtime import Runtime
         from kata_fsm.supervisor.server import Server
         from kata_fsm.supervisor.watch import Watcher
@@ -192,53 +198,88 @@ class Supervisor:
             server = Server(runtime, link, watcher, self.paths, cleaned)
             listener = _listen(self.paths.supervisor_sock)
             nursery.start_soon(server.serve, listener)
-            if runtime.rev:
-                server.wire(runtime.pod.sandbox.facts.get("config") or {})
-                watcher.blind = failed_too_often(runtime) is not None
-                await recover(runtime)
-                watcher.reconcile(runtime.pod)
+            await take_over(runtime, server, watcher)
             _report(self.options.ready_fd, READY)
             nursery.start_soon(_warm_up)
-            await self._until_over(runtime, server)
-            await self._say_goodbye(runtime, server)
+            await until_over(runtime, server)
+            await until_shims_came(runtime, server)
+            self._stop_listening()
+            await until_answered(runtime, server)
             if runtime.pod.sandbox.state in (sandbox.DELETED, sandbox.ABSENT):
                 await trio.to_thread.run_sync(_clean, self.paths)
             cleaned.set()
-            await _drain(server)
+            await drain(server)
             if watcher.wiring is not None:
                 await watcher.wiring.monitor.aclose()
             nursery.cancel_scope.cancel()
 
-    async def _until_over(self, runtime: Any, server: Any) -> None:
-        """Return when this process is of no more use."""
-        with trio.move_on_after(limits.SUPERVISOR_IDLE_S):
-            if runtime.pod.sandbox.state == sandbox.ABSENT:
-                await server.served.wait()
-        while runtime.pod.sandbox.state == sandbox.ABSENT:
-            if not server.requests:
-                return  # nobody came, or what was asked for was refused
-            await trio.sleep(limits.RETRY_S)
-        while True:
-            await runtime.until(lambda pod: pod.sandbox.state in sandbox.ENDED and not outstanding(pod))
-            with trio.move_on_after(limits.SUPERVISOR_LINGER_S):
-                await runtime.until(lambda pod: pod.sandbox.state == sandbox.DELETED)
-            if runtime.pod.sandbox.state == sandbox.DELETED:
-                return
-            if not server.requests and not server.shims:
-                return
-
-    async def _say_goodbye(self, runtime: Any, server: Any) -> None:
-        """From here on whoever comes starts another supervisor. Who came before is answered, also by a deletion."""
+    def _stop_listening(self) -> None:
+        """From here on whoever comes starts another supervisor."""
         try:
             os.unlink(self.paths.supervisor_sock)
         except FileNotFoundError:
             pass
-        with trio.move_on_after(limits.PROCESS_KILL_WAIT_S):
-            while server.undecided and runtime.pod.sandbox.state != sandbox.DELETED:
-                await trio.sleep(0.005)
-        with trio.move_on_after(limits.VERB_REPLY_S):
-            while server.requests and runtime.pod.sandbox.state != sandbox.DELETED:
-                await trio.sleep(0.005)
+
+
+async def take_over(
+    runtime: Runtime,
+    server: Server,
+    watcher: Watcher,
+    processes: Processes = process,
+    post_mortem: PostMortem | None = None,
+) -> None:
+    """Go on from where the stream stands, if it has begun."""
+    from kata_fsm.recovery import failed_too_often, recover
+
+    if runtime.rev:
+        server.wire(runtime.pod.sandbox.facts.get("config") or {})
+        end = failed_too_often(runtime)
+        watcher.blind = end is not None
+        await recover(runtime, processes, end=end, post_mortem=post_mortem)
+        watcher.reconcile(runtime.pod)
+
+
+async def until_over(runtime: Runtime, server: Server) -> None:
+    """Return when this process is of no more use."""
+    with trio.move_on_after(limits.SUPERVISOR_IDLE_S):
+        if runtime.pod.sandbox.state == sandbox.ABSENT:
+            await server.served.wait()
+    while runtime.pod.sandbox.state == sandbox.ABSENT:
+        if not server.requests:
+            return  # nobody came, or what was asked for was refused
+        await trio.sleep(limits.RETRY_S)
+    while True:
+        await runtime.until(lambda pod: pod.sandbox.state in sandbox.ENDED and not outstanding(pod))
+        with trio.move_on_after(limits.SUPERVISOR_LINGER_S):
+            await runtime.until(lambda pod: pod.sandbox.state == sandbox.DELETED)
+        if runtime.pod.sandbox.state == sandbox.DELETED:
+            return
+        if not server.requests and not server.shims:
+            return
+
+
+async def until_shims_came(runtime: Runtime, server: Server, processes: Processes = process) -> None:
+    """A shim that lost our predecessor comes to be told its exit code within a second; one that is stopped is not
+    waited for longer than that."""
+    from kata_fsm.supervisor.standing import shims_of
+
+    def absent() -> bool:
+        named = {shim for subject in runtime.pod.containers for shim in shims_of(runtime.pod, subject)}
+        return sum(processes.alive(shim) for shim in named) > server.shims
+
+    with trio.move_on_after(limits.SHIM_COMES_S):
+        while absent():
+            await trio.sleep(limits.LOCK_POLL_S)
+
+
+async def until_answered(runtime: Runtime, server: Server) -> None:
+    """Who came before it stopped listening is answered, also by a deletion."""
+    with trio.move_on_after(limits.PROCESS_KILL_WAIT_S):
+        while server.undecided and runtime.pod.sandbox.state != sandbox.DELETED:
+            await trio.sleep(0.005)
+    with trio.move_on_after(limits.VERB_REPLY_S):
+        while server.requests and runtime.pod.sandbox.state != sandbox.DELETED:
+            await trio.sleep(0.005)
 
 
 async def _warm_up() -> None:
@@ -253,14 +294,14 @@ async def _warm_up() -> None:
     await trio.to_thread.run_sync(work)
 
 
-async def _drain(server: Any) -> None:
+async def drain(server: Server, processes: Processes = process) -> None:
     """Let replies and exit codes reach whoever waits for them."""
     with trio.move_on_after(limits.PROCESS_KILL_WAIT_S):
         while server.requests or server.shims:
             await trio.sleep(0.005)
     for shim in server.forced:
         # It is stopped, or whoever reads its output has stopped reading: with `--force` nothing is left behind.
-        process.kill(shim, signal.SIGKILL)
+        processes.kill(shim, signal.SIGKILL)
 
 
 def _raise_file_limit() -> None:

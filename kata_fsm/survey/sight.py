@@ -139,7 +139,9 @@ def look(pod: Pod, world: World, born: str, last: str, traces: tuple[Trace, ...]
         born,
         last,
         supervisor,
-        daemon(pod.vm.facts, "qemu") if daemons and pod.vm.state in (vm.RUNNING, vm.EXITED, vm.STOPPING, vm.STUCK) else "",
+        daemon(pod.vm.facts, "qemu")
+        if daemons and pod.vm.state in (vm.RUNNING, vm.EXITED, vm.STOPPING, vm.STUCK)
+        else "",
         daemon(pod.share.facts, "virtiofsd") if daemons and pod.share.state in shares.USABLE else "",
         (len(held), len(alive)),
         {} if supervisor == WATCHED else _probe(pod, paths),

@@ -65,7 +65,8 @@ def test_codes_and_other_signals_are_handed_on() -> None:
     assert guarded(work) == 137
 
 
-def test_who_stops_the_caller_stops_the_child(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_who_stops_the_caller_stops_the_child(tmp_path: Path, number: signal.Signals) -> None:
     host = Host(tmp_path / "journal")
     host.sandbox("web", "aaaa00000001").create()
     host.close()
@@ -76,9 +77,9 @@ def test_who_stops_the_caller_stops_the_child(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline()
-        process.terminate()
+        process.send_signal(number)
         process.stdout.read()  # ends when nobody holds it any more
-        assert process.wait() == 128 + signal.SIGTERM
+        assert process.wait() == (-number if number == signal.SIGKILL else 128 + number)
 
 
 @pytest.fixture(autouse=True)
