@@ -118,6 +118,10 @@ QMP_RECONNECT_S = 1.0
 # A namespace's routes and neighbours are recorded with its sandbox: a record holds 1 MiB, an entry some 150 bytes.
 NETWORK_ENTRIES_MAX = 1024
 
+# Lines to the host's log by one process: a supervisor whose guest misbehaves must not fill it.
+SYSTEM_LOG_LINES_MAX = 200
+SYSTEM_LOG_WINDOW_S = 30.0
+
 # Recovery by hand. A look at one thing is short, or it is said that it cannot be told; a busy supervisor answers a ping
 # within milliseconds.
 PROBE_S = 3.0

@@ -2,14 +2,17 @@
 """What the agent has to say to the guest's console, which the host keeps the tail of."""
 
 import os
+import time
 
 _CONSOLE_FD = 2
 _LINE_BYTES_MAX = 1000
 
 
 def say(text: str) -> None:
-    """One line on the console. A console that cannot take it is no reason to fail."""
-    line = f"kata-agent: {text}\n".encode(errors="replace")[:_LINE_BYTES_MAX]
+    """One line on the console, with the seconds since the boot before it, as the kernel writes them. A console that cannot
+    take it is no reason to fail."""
+    seconds = time.clock_gettime(time.CLOCK_MONOTONIC)
+    line = f"[{seconds:12.6f}] kata-agent: {text}\n".encode(errors="replace")[:_LINE_BYTES_MAX]
     try:
         os.write(_CONSOLE_FD, line)
     except OSError:

@@ -119,6 +119,8 @@ def ask(context: Context, found: Found, op: str, **arguments: Any) -> dict[str, 
 def ask_for(context: Context, sandbox: str, stream: str, key: str, op: str, **arguments: Any) -> dict[str, Any]:
     """The same, for a container of which only the names are known."""
     message = {"op": op, "actor": actor(context), "container": key, **arguments}
+    context.stream = stream
     with connect(sandbox, stream) as connection:
         connection.send(message)
+        context.asked = True
         return raise_error(connection.receive())

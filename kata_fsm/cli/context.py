@@ -5,9 +5,20 @@ from kata_fsm.world import run_dir
 
 
 class Context:
-    """The global options of one invocation."""
+    """The global options of one invocation, and what it is about."""
 
-    __slots__ = ("config", "debug", "log", "log_format", "root", "systemd_cgroup", "verb")
+    __slots__ = (
+        "asked",
+        "config",
+        "container",
+        "debug",
+        "log",
+        "log_format",
+        "root",
+        "stream",
+        "systemd_cgroup",
+        "verb",
+    )
 
     def __init__(self) -> None:
         self.root = run_dir()
@@ -17,3 +28,8 @@ class Context:
         self.debug = False
         self.systemd_cgroup = False
         self.verb = ""
+        # What a log line belongs to, as far as the verb has got: the container, its sandbox's stream, and whether its
+        # supervisor was asked (then there is a record of that).
+        self.container = ""
+        self.stream = ""
+        self.asked = False

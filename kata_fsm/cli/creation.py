@@ -97,7 +97,10 @@ def create(context: Context, request: Request) -> Created:
     given = bool(request.console_socket or request.console)
     check_console(terminal=loaded.terminal, given=given, attached=request.attached)
     place = place_of(request.id, loaded.annotations)
-    settings = load_config(context.config)
+    # A container of an existing sandbox cannot change what that was made with: its annotations are not even judged.
+    settings = load_config(context.config, loaded.annotations if place.is_new else None)
+    used = [f"`{path}`" for path in (settings.origin, *settings.drop_ins) if path]
+    log.write(context, "info", f"configuration: {', '.join(used) or 'built-in defaults, as there is no file'}")
     adapted = guest.adapt(loaded, key=request.id, kind=place.kind, seccomp=not settings.runtime.disable_guest_seccomp)
     for warning in (*settings.warnings, *adapted.warnings):
         log.warn(context, warning)
@@ -146,6 +149,8 @@ def sandbox_message(
         "root": os.path.realpath(context.root),
         "hypervisor": hypervisor_settings(settings),
         "config_origin": settings.origin,
+        "config_drop_ins": list(settings.drop_ins),
+        "config_annotations": settings.annotations,
         "boot_timeout_s": settings.agent.dial_timeout,
         "netns": adapted.netns,
         "network_model": settings.runtime.internetworking_model,
@@ -189,6 +194,7 @@ def _create_in(
             )
         stream = home.stream
         connection = client.connect(home.sandbox, stream)
+    context.stream, context.asked = stream, True
     try:
         with connection:
             connection.send(message)

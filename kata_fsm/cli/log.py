@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lines in `--log`, in the shapes that engines parse.
+"""Lines in the host's log and in `--log`, there in the shapes that engines parse.
 
 containerd reads `log.json` and shows the `msg` of the last line whose level is `error`. Text is logrus's: `key=value`,
 quoted where needed.
@@ -26,15 +26,64 @@ def _bare(value: object) -> str:
     return text if text and all(character in _BARE for character in text) else cjson.quote(text)
 
 
-def line(context: Context, level: str, message: str) -> str:
-    """One log line, without its newline."""
-    fields = {
+_SECRETS = ("password", "passwd", "secret", "token", "api_key", "apikey", "authorization", "credential")
+
+
+def redacted(message: str) -> str:
+    """`message` without the values of what is called a password, token or the like: `token=***`."""
+    lower = message.lower()
+    if not any(word in lower for word in _SECRETS):
+        return message
+    import re
+
+    names = "|".join(_SECRETS)
+    return re.sub(rf"(?i)([\w-]*(?:{names})[\w-]*[\"']?\s*[=:]\s*(?:bearer\s+|basic\s+)?)[^\s,;`]+", r"\1***", message)
+
+
+def subject(context: Context, level: str) -> "dict[str, object]":
+    """What a line belongs to, as far as it is known: container, sandbox, and of an error the seq of the record of what was
+    asked. (Finding that takes as long as the verb itself, which a warning is not worth.)"""
+    found: dict[str, object] = {}
+    if context.container:
+        found["container"] = context.container
+    if context.stream:
+        found["sandbox"] = context.stream.rpartition("@")[0]
+    if context.asked and level == "error":
+        seq = _seq(context.stream)
+        if seq:
+            found["seq"] = seq
+    return found
+
+
+def _seq(stream: str) -> int:
+    """The seq of the record that holds this process's command, or 0. Only asked when something went wrong."""
+    from journal import Journal, JournalError
+    from kata_fsm.world import journal_dir
+
+    try:
+        with Journal.open(journal_dir(), read_only=True) as journal:
+            first = max(1, journal.rev(stream) - _LOOK_BACK)
+            for record in journal.read_stream(stream, from_rev=first, reverse=True):
+                if record.actor and record.actor.get("cli_pid") == os.getpid():
+                    return record.seq
+    except (OSError, JournalError):
+        pass
+    return 0
+
+
+_LOOK_BACK = 200
+
+
+def line(context: Context, level: str, message: str, about: "dict[str, object] | None" = None) -> str:
+    """One log line, without its newline. `about`: what it belongs to."""
+    fields: dict[str, object] = {
         "arch": os.uname().machine,
         "command": context.verb,
         "name": "kata-fsm",
         "pid": os.getpid(),
         "source": "runtime",
     }
+    fields = dict(sorted({**fields, **(about or {})}.items()))
     when = rfc3339(WORLD.wall_ns())
     if context.log_format == "json":
         return cjson.dumps({**fields, "level": level, "msg": message, "time": when})
@@ -43,10 +92,15 @@ def line(context: Context, level: str, message: str) -> str:
 
 
 def write(context: Context, level: str, message: str) -> None:
-    """Append one line to `--log`, if there is one. A log that cannot be written must not change what a verb does."""
+    """One line to the host's log, and to `--log` if there is one. A log that cannot be written must not change what a verb
+    does."""
+    from kata_fsm import system_log
+
+    message, about = redacted(message), subject(context, level)
+    system_log.send(level, message, {**about, "command": context.verb} if context.verb else about)
     if not context.log:
         return
-    data = (line(context, level, message) + "\n").encode("utf-8", "backslashreplace")
+    data = (line(context, level, message, about) + "\n").encode("utf-8", "backslashreplace")
     try:
         fd = os.open(context.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_SYNC | os.O_CLOEXEC, 0o640)
         try:

@@ -74,13 +74,18 @@ def find(context: Context, container_id: str) -> Found | None:
     """The container under `--root`, or None."""
     from journal import peek
 
+    context.container = container_id
     try:
         journal = peek.open(journal_dir())
     except FileNotFoundError:
         return None
     with journal:
         value = journal.get(container_key(context.root, container_id))
-    return None if value is None else Found(container_id, value)
+    if value is None:
+        return None
+    found = Found(container_id, value)
+    context.stream = found.stream
+    return found
 
 
 def require(context: Context, container_id: str) -> Found:

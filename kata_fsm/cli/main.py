@@ -37,16 +37,21 @@ VERBS: dict[str, str] = {
     "replay": "tell the story of a sandbox from the journal",
     "journal": "inspect and verify the journal",
     "audit": "export who did what",
+    "check": "could a sandbox be created here and now?",
+    "logs": "gather the lines of one sandbox from everywhere, in the order of time",
+    "env": "print versions, paths and settings",
+    "config": "show the configuration in force, and where each value came from",
+    "completion": "print completion for bash, zsh or fish",
     "fuzz": "run random lives in a simulated world, and look for what does not hold",
     "version": "print the version",
 }
 """Every verb and its line in the help; the module is `kata_fsm.cli.verbs.VERB`."""
 
-_ALIASES = {"kata-network": "network"}
-"""As Kata 1.x calls it."""
-
-READERS = ("replay", "journal", "audit", "recover")
+READERS = ("replay", "journal", "audit", "recover", "logs")
 """Verbs of people that read whatever journal they are pointed at, in a process of their own (see guarded.py)."""
+
+ALIASES = {"kata-check": "check", "kata-env": "env", "kata-network": "network"}
+"""Kata's older names."""
 
 ROLES: dict[str, str] = {"supervisor": "kata_fsm.supervisor.main", "shim": "kata_fsm.shim"}
 """The long-lived processes, which are the same command; their modules have `main(argv) -> int`."""
@@ -157,8 +162,13 @@ def _act(action: str) -> int:
 
 def _dispatch(argv: list[str], context: Context, apart: bool) -> int:
     verb, rest = parse_globals(argv, context)
-    verb = _ALIASES.get(verb, verb)
+    verb = ALIASES.get(verb, verb)
     context.verb = verb
+    if context.debug and verb in VERBS:
+        from kata_fsm.cli.log import write
+        from kata_fsm.oci.redact import redacted
+
+        write(context, "debug", f"version {__version__}, arguments: {' '.join(redacted([verb, *rest]))}")
     if verb in VERBS:
         name = "kata_fsm.cli.verbs." + verb
         __import__(name)
@@ -194,10 +204,9 @@ def one_line(error: BaseException) -> str:
 def _fail(context: Context, error: BaseException, code: int) -> int:
     text = one_line(error)
     os.write(2, (text + "\n").encode("utf-8", "backslashreplace"))
-    if context.log:
-        from kata_fsm.cli.log import write
+    from kata_fsm.cli.log import write
 
-        write(context, "error", text)
+    write(context, "error", text)
     return code
 
 

@@ -1,108 +1,174 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finding and reading the configuration file.
-
-The first of these that exists is read, and nothing else: `--config`, `KATA_CONF_FILE`, the file in /etc, the file in
-/usr/share/defaults. One that was named must exist. Without any, the built-in defaults hold.
-"""
+"""From files and annotations to settings: each key is honoured, noted, refused, or unknown, and said to be so once."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from kata_fsm.config.settings import SECTIONS, Settings, check
+from kata_fsm.config import annotations as annotated
+from kata_fsm.config.judge import check, contradictions, said
+from kata_fsm.config.kata import HYPERVISORS, Known, keys_of
+from kata_fsm.config.kata import SECTIONS as KATA_SECTIONS
+from kata_fsm.config.layers import Merged, Path, lay_all
+from kata_fsm.config.settings import SECTIONS, Ignored, Origin, Qemu, Settings
 from kata_fsm.errors import UsageError
 
-DEFAULT_PATHS = ("/etc/kata-containers/configuration.toml", "/usr/share/defaults/kata-containers/configuration.toml")
-FILE_BYTES_MAX = 1 << 20
+
+def load(named: str | None = None, annotations: Mapping[str, str] | None = None) -> Settings:
+    """The settings in force. Raises `UsageError` naming file, line, key and what is wrong, or the annotation's gate."""
+    merged, path, over = lay_all(named)
+    settings = _settings(merged, path, over)
+    if annotations:
+        accepted = annotated.accept(annotations, settings)
+        if accepted.values:
+            merged = {**merged, **accepted.values}
+            settings = _settings(merged, path, over)
+        settings = msgspec.structs.replace(
+            settings, annotations=accepted.names, warnings=(*settings.warnings, *accepted.warnings)
+        )
+    return settings
 
 
-def find(named: str | None) -> str | None:
-    """The file to read, symbolic links resolved; None for the built-in defaults. Raises `UsageError`."""
-    chosen = named or os.environ.get("KATA_CONF_FILE")
-    if chosen:
-        if not os.path.isfile(chosen):
-            raise UsageError(f"configuration file `{chosen}` does not exist")
-        return os.path.realpath(chosen)
-    for path in DEFAULT_PATHS:
-        if os.path.isfile(path):
-            return os.path.realpath(path)
-    return None
-
-
-def load(named: str | None = None) -> Settings:
-    """The settings in force. Raises `UsageError` naming the file, the key and what is wrong with it."""
-    path = find(named)
-    if path is None:
-        return Settings()
-    return parse(_read(path), path)
-
-
-def _read(path: str) -> dict[str, Any]:
-    import tomli
-
-    try:
-        with open(path, "rb") as file:
-            data = file.read(FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise UsageError(f"configuration file `{path}` cannot be read: {error.strerror}") from error
-    if len(data) > FILE_BYTES_MAX:
-        raise UsageError(f"configuration file `{path}` is larger than {FILE_BYTES_MAX} bytes")
-    try:
-        document: dict[str, Any] = tomli.loads(data.decode("utf-8"))
-    except (tomli.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"configuration file `{path}` is not TOML: {error}") from error
-    return document
-
-
-def parse(document: dict[str, Any], origin: str) -> Settings:
-    """The settings in a decoded file called `origin`."""
+def _settings(merged: Merged, path: str | None, over: tuple[str, ...]) -> Settings:
     sections: dict[str, Any] = {}
-    for path, type_ in SECTIONS.items():
-        sections[path[-1] if path[0] == "hypervisor" else path[0]] = _section(document, path, type_, origin)
-    return check(Settings(**sections, origin=origin, warnings=tuple(_warnings(document, origin))), origin)
+    for section, type_ in SECTIONS.items():
+        sections[section[-1] if section[0] == "hypervisor" else section[0]] = _section(merged, section, type_)
+    ignored, unknown = _others(merged)
+    contradictions(merged)
+    found = Settings(
+        **sections,
+        origin=path,
+        warnings=(*(_note(one) for one in ignored if not one.silent), *unknown, *_further_notes(merged)),
+        drop_ins=over,
+        origins={".".join(key): value.origin for key, value in merged.items() if _is_honoured(key)},
+        ignored=tuple(ignored),
+    )
+    return check(_without_disk(found))
 
 
-def _at(document: dict[str, Any], path: tuple[str, ...], origin: str) -> dict[str, Any]:
-    found = document
-    for at, name in enumerate(path):
-        inner = found.get(name, {})
-        if not isinstance(inner, dict):
-            raise UsageError(f"`{origin}`: `{'.'.join(path[: at + 1])}` is not a table")
-        found = inner
-    return found
-
-
-def _section(
-    document: dict[str, Any], path: tuple[str, ...], type_: type[msgspec.Struct], origin: str
-) -> msgspec.Struct:
-    table = _at(document, path, origin)
-    known = {name: value for name, value in table.items() if name in type_.__struct_fields__}
+def _section(merged: Merged, section: Path, type_: type[msgspec.Struct]) -> msgspec.Struct:
+    known = {name: merged[*section, name].value for name in type_.__struct_fields__ if (*section, name) in merged}
     try:
         converted: msgspec.Struct = msgspec.convert(known, type_)
     except msgspec.ValidationError as error:
         problem, _, at = str(error).partition(" - at `$")
-        key = ".".join(path) + at.rstrip("`")
+        name = at.rstrip("`").lstrip(".")
+        key = ".".join((*section, name))
+        origin = merged[*section, name.partition("[")[0]].origin
         raise UsageError(f"`{origin}`: `{key}`: {problem[:1].lower()}{problem[1:]}") from error
     return converted
 
 
-def _warnings(document: dict[str, Any], origin: str) -> list[str]:
-    """One line that names every key that has no effect."""
-    unknown = [".".join(path) for path in _leaves(document) if not _is_known(path)]
-    return [f"`{origin}`: without effect in this version: {', '.join(unknown)}"] if unknown else []
+def _is_honoured(key: Path) -> bool:
+    type_ = SECTIONS.get(key[:-1])
+    return type_ is not None and key[-1] in type_.__struct_fields__
 
 
-def _leaves(table: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    found: list[tuple[str, ...]] = []
-    for name, value in table.items():
-        path = (*prefix, name)
-        found += _leaves(value, path) if isinstance(value, dict) else [path]
+def _others(merged: Merged) -> tuple[list[Ignored], list[str]]:
+    """The keys that have no effect, and a warning for each that nobody knows."""
+    ignored, unknown = [], []
+    other = _other_hypervisor(merged)
+    for key, (value, origin) in merged.items():
+        if _is_honoured(key):
+            continue
+        section, name = _section_of(key)
+        known = keys_of(section).get(name)
+        dotted = ".".join(key)
+        if known is None and not (section.startswith("hypervisor.") and _is_honoured(("hypervisor", "qemu", name))):
+            unknown.append(f"`{origin}`: `{dotted}` is not known{_meant(section, name)}")
+            ignored.append(Ignored(dotted, value, origin, "it is not known", True))
+            continue
+        foreign = section.startswith("hypervisor.") and section != "hypervisor.qemu"
+        if known is not None:
+            _require_type(known, dotted, value, origin)
+            if known.unsafe and value not in known.silent and (not foreign or section == other):
+                raise UsageError(
+                    f"`{origin}`: `{dotted}`: `{said(value)}` cannot be had: {known.why}",
+                    hint="remove the key if the sandbox may do without",
+                )
+        if foreign:
+            ignored.append(Ignored(dotted, value, origin, "no VMM but QEMU is used", True))
+        else:
+            assert known is not None
+            ignored.append(Ignored(dotted, value, origin, known.why, value in known.silent))
+    if other is not None:
+        unknown.append(f"`{_first(merged, other)}`: `[{other}]` has no effect here because no VMM but QEMU is used")
+    return ignored, unknown
+
+
+def _section_of(key: Path) -> tuple[str, str]:
+    depth = 1 if key[0] in ("runtime", "factory", "netmon") else 2
+    return ".".join(key[:depth]), ".".join(key[depth:])
+
+
+def _other_hypervisor(merged: Merged) -> str | None:
+    """The section of another VMM that the file is written for: the first one, when there is none for QEMU."""
+    named = [key[1] for key in merged if key[0] == "hypervisor" and len(key) > 2 and key[1] in HYPERVISORS]
+    return f"hypervisor.{named[0]}" if named and "qemu" not in named else None
+
+
+def _first(merged: Merged, section: str) -> Origin:
+    return next(value.origin for key, value in merged.items() if ".".join(key[:2]) == section)
+
+
+def _require_type(known: Known, dotted: str, value: Any, origin: Origin) -> None:
+    if not known.fits(value):
+        given = {"dict": "object", "list": "array"}.get(type(value).__name__, type(value).__name__)
+        raise UsageError(f"`{origin}`: `{dotted}`: expected `{known.type_name}`, got `{given}`")
+
+
+def _meant(section: str, name: str) -> str:
+    """`, did you mean ...` for a key, or a section, that resembles a known one."""
+    from difflib import get_close_matches
+
+    candidates = (
+        [*keys_of(section), *Qemu.__struct_fields__] if section.startswith("hypervisor.") else [*keys_of(section)]
+    )
+    for path, type_ in SECTIONS.items():
+        if ".".join(path) == section:
+            candidates += type_.__struct_fields__
+    if not candidates:
+        close = get_close_matches(section, KATA_SECTIONS, 1)
+        return f", did you mean `[{close[0]}]`" if close else ""
+    close = get_close_matches(name, candidates, 1)
+    return f", did you mean `{close[0]}`" if close else ""
+
+
+def _note(one: Ignored) -> str:
+    return f"`{one.origin}`: `{one.key}` has no effect here because {one.why}"
+
+
+def _further_notes(merged: Merged) -> list[str]:
+    """What is said of values of honoured keys that do not come to what they say."""
+    found = []
+    machine = merged.get(("hypervisor", "qemu", "machine_type"))
+    if machine is not None and machine.value == "pc":
+        found.append(f"`{machine.origin}`: `hypervisor.qemu.machine_type`: `pc` is taken for `q35`")
     return found
 
 
-def _is_known(path: tuple[str, ...]) -> bool:
-    type_ = SECTIONS.get(path[:-1])
-    return type_ is not None and path[-1] in type_.__struct_fields__
+def _without_disk(settings: Settings) -> Settings:
+    """A file that names a guest image on a disk, which exists: it and its kernel, which belong together, are passed over."""
+    qemu = settings.qemu
+    if not qemu.image or qemu.initrd or not os.path.isfile(qemu.image):
+        return settings
+    why = "guest images on a disk are not supported: the guest of `guest_directory` runs"
+    ignored, origins = list(settings.ignored), dict(settings.origins)
+    for name in ("image", "kernel"):
+        key = f"hypervisor.qemu.{name}"
+        if getattr(qemu, name):
+            ignored.append(Ignored(key, getattr(qemu, name), origins.pop(key), why))
+    names = " and ".join(f"`{one.key}`" for one in ignored[len(settings.ignored) :])
+    verb = "have" if "and" in names else "has"
+    note = f"`{settings.origin_of('hypervisor.qemu.image')}`: {names} {verb} no effect here because {why}"
+    return msgspec.structs.replace(
+        settings,
+        qemu=msgspec.structs.replace(qemu, image="", kernel=""),
+        ignored=tuple(ignored),
+        origins=origins,
+        warnings=(*settings.warnings, note),
+    )

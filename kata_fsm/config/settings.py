@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration file's sections and keys that this version honours, typed. Key names are Kata's.
+"""The configuration file's sections and keys that this version honours, typed and documented. Key names are Kata's.
 
-Keys of Kata that are not here are legal and named in a warning once: a configuration written for Kata is a starting
-point, not an error.
+Kata's other keys are legal, too: `kata.py` says of each why it has no effect. The descriptions here are what the files in
+`configs/`, `config schema` and `docs/configuration.md` are made of.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from kata_fsm.errors import UsageError
 from kata_fsm.world import repository_root
 
 INSTALLED_GUEST = "/usr/share/kata-fsm/guest"
@@ -20,40 +19,112 @@ INSTALLED_GUEST = "/usr/share/kata-fsm/guest"
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
-class Qemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[hypervisor.qemu]`. Empty strings and None mean: the default that the hypervisor handler documents."""
+def _about(text: str) -> msgspec.Meta:
+    return msgspec.Meta(description=text)
 
-    path: str = ""
-    kernel: str = ""
-    initrd: str = ""
-    image: str = ""
-    guest_directory: str = ""  # ours: kernel, initrd and manifest as the image builder leaves them
-    machine_type: str = ""
-    accel: Literal["auto", "kvm", "tcg"] = "auto"  # ours
-    cpu: str = ""  # ours: QEMU's -cpu
-    default_memory: Positive | None = None  # MiB
-    default_vcpus: int | None = None  # 0 means 1, below 0 as many as the host has, as in Kata
-    kernel_params: str = ""
-    enable_debug: bool = False
-    virtio_fs_daemon: str = ""
-    disable_vhost_net: bool = False
-    pcie_root_port: Positive | None = None  # buses for hot-plugged devices: the file share and each NIC take one
-    seccompsandbox: str | None = None  # Kata passes it to QEMU's -sandbox; here: anything but `off` leaves it on
+
+class Qemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[hypervisor.qemu]`: the virtual machine. Empty strings and None mean: what `BUILT_IN` says."""
+
+    path: Annotated[
+        str, _about("The machine monitor. An absolute path, as all paths here: engines start runtimes without a PATH.")
+    ] = ""
+    kernel: Annotated[str, _about("Kernel of the guest. By default the one in `guest_directory`.")] = ""
+    initrd: Annotated[str, _about("Root of the guest. By default the one in `guest_directory`.")] = ""
+    image: Annotated[
+        str,
+        _about(
+            "A guest image on a disk, which is not supported: if it exists, it and the kernel named beside it have no "
+            "effect, and the guest of `guest_directory` runs."
+        ),
+    ] = ""
+    guest_directory: Annotated[
+        str,
+        _about(
+            "Where the image builder put kernel, initrd and manifest: by default a checkout's own `build/guest` if it was "
+            "built, else /usr/share/kata-fsm/guest. (A key of our own.)"
+        ),
+    ] = ""
+    machine_type: Annotated[
+        str, _about("QEMU's machine. There is only `q35`; `pc`, Kata's older default, is taken for it.")
+    ] = ""
+    accel: Annotated[
+        Literal["auto", "kvm", "tcg"],
+        _about(
+            "`auto` takes KVM where a guest is proven to run on it, else software emulation, with one warning. `kvm` and "
+            "`tcg` insist. (A key of our own.)"
+        ),
+    ] = "auto"
+    cpu: Annotated[str, _about("QEMU's -cpu; empty: what suits the accelerator and the image. (A key of our own.)")] = (
+        ""
+    )
+    default_memory: Annotated[Positive | None, _about("Memory of a sandbox at boot, in MiB.")] = None
+    default_vcpus: Annotated[
+        int | float | None,
+        _about(
+            "Processors of a sandbox at boot. 0 means 1, a fraction is rounded up, below 0 or above the host's count: as "
+            "many as the host has."
+        ),
+    ] = None
+    kernel_params: Annotated[str, _about("Appended to the guest kernel's command line.")] = ""
+    enable_debug: Annotated[bool, _about("Have the agent log its every step to the guest console.")] = False
+    virtio_fs_daemon: Annotated[str, _about("The daemon that shares directories with the guest.")] = ""
+    disable_vhost_net: Annotated[
+        bool, _about("Move the packets of the guest's NICs in QEMU, also where the host's kernel could.")
+    ] = False
+    pcie_root_port: Annotated[
+        Annotated[int, msgspec.Meta(ge=0)] | None,
+        _about(
+            "Buses for what is plugged while the guest runs: the file share and each NIC take one. 0: as by default."
+        ),
+    ] = None
+    seccompsandbox: Annotated[
+        str | None, _about('"off" starts QEMU without its seccomp sandbox; anything else leaves it on.')
+    ] = None
+    enable_annotations: Annotated[
+        tuple[str, ...],
+        _about(
+            "Which annotations `io.katacontainers.config.hypervisor.NAME` a container may bring: regular expressions, each "
+            "of which has to match the whole NAME; those of `config.runtime.NAME` count as `runtime.NAME`. None by default."
+        ),
+    ] = ()
+    valid_hypervisor_paths: Annotated[
+        tuple[str, ...], _about("Patterns (as the shell's) of what the annotation `path` may name.")
+    ] = ()
+    valid_virtio_fs_daemon_paths: Annotated[
+        tuple[str, ...], _about("Patterns of what the annotation `virtio_fs_daemon` may name.")
+    ] = ()
+    valid_kernel_paths: Annotated[
+        tuple[str, ...], _about("Patterns of what the annotation `kernel` may name. (A key of our own.)")
+    ] = ()
+    valid_initrd_paths: Annotated[
+        tuple[str, ...], _about("Patterns of what the annotation `initrd` may name. (A key of our own.)")
+    ] = ()
 
 
 class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[agent.kata]`."""
+    """`[agent.kata]`: the agent in the guest."""
 
-    enable_debug: bool = False
-    dial_timeout: Positive | None = None  # seconds, from QEMU's start until the agent has answered
+    enable_debug: Annotated[bool, _about("As `enable_debug` of the hypervisor.")] = False
+    dial_timeout: Annotated[
+        Positive | None, _about("Seconds that the guest may take to boot until its agent answers.")
+    ] = None
 
 
 class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[runtime]`."""
+    """`[runtime]`: the command itself."""
 
-    enable_debug: bool = False
-    internetworking_model: Literal["tcfilter", "macvtap", "none"] = "tcfilter"
-    disable_guest_seccomp: bool = False
+    enable_debug: Annotated[bool, _about("Accepted, as every verb takes --debug.")] = False
+    internetworking_model: Annotated[
+        Literal["tcfilter", "macvtap", "none"],
+        _about("How the interfaces of the sandbox's network namespace reach the guest; `none`: they do not."),
+    ] = "tcfilter"
+    disable_guest_seccomp: Annotated[
+        bool,
+        _about(
+            "Leave the workload's seccomp profile out. (Kata's default is true; here profiles are applied in the guest.)"
+        ),
+    ] = False
 
 
 SECTIONS: dict[tuple[str, ...], type[msgspec.Struct]] = {
@@ -62,21 +133,82 @@ SECTIONS: dict[tuple[str, ...], type[msgspec.Struct]] = {
     ("runtime",): Runtime,
 }
 
+BUILT_IN: dict[str, Any] = {
+    "hypervisor.qemu.path": "/usr/bin/qemu-system-x86_64",
+    "hypervisor.qemu.machine_type": "q35",
+    "hypervisor.qemu.default_memory": 256,
+    "hypervisor.qemu.default_vcpus": 1,
+    "hypervisor.qemu.pcie_root_port": 4,
+    "hypervisor.qemu.virtio_fs_daemon": "/usr/lib/qemu/virtiofsd",
+    "hypervisor.qemu.seccompsandbox": "on",
+    "agent.kata.dial_timeout": 60,
+}
+"""What an empty or absent setting comes to, where it is not the empty value itself."""
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Where a value came from: `file`, `drop-in` (`where` is the file, `line` counts from 1) or `annotation` (its name)."""
+
+    kind: Literal["default", "file", "drop-in", "annotation"] = "default"
+    where: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        return self.kind if not self.where else f"{self.where}:{self.line}" if self.line else self.where
+
+
+class Ignored(msgspec.Struct, frozen=True):
+    """A key that has no effect, and why. `silent`: its value is a default of Kata's and asks for nothing."""
+
+    key: str
+    value: Any
+    origin: Origin
+    why: str
+    silent: bool = False
+
 
 class Settings(msgspec.Struct, frozen=True):
-    """All settings, the file they came from (None: built-in), and what has to be warned about."""
+    """All settings; the main file (None: there is none) and the drop-ins they came from; what has to be warned about.
+
+    `origins`: key (`hypervisor.qemu.path`) to where its value came from; keys that are not in it have their default.
+    `annotations`: those that were accepted, by their full names.
+    """
 
     qemu: Qemu = Qemu()
     agent: Agent = Agent()
     runtime: Runtime = Runtime()
     origin: str | None = None
     warnings: tuple[str, ...] = ()
+    drop_ins: tuple[str, ...] = ()
+    origins: dict[str, Origin] = {}
+    ignored: tuple[Ignored, ...] = ()
+    annotations: dict[str, str] = {}
+
+    def origin_of(self, key: str) -> Origin:
+        """Where the value of `hypervisor.qemu.path` and so on came from."""
+        return self.origins.get(key, Origin())
 
 
 def default_guest_directory() -> str:
     """Where the guest image is: beside the code in a checkout that has built one, else where packages put it."""
     built = repository_root() + "/build/guest"
     return built if os.path.isdir(built) else INSTALLED_GUEST
+
+
+def effective(settings: Settings) -> dict[str, Any]:
+    """Key to value, in the order of the sections, with what empty values come to."""
+    found: dict[str, Any] = {}
+    for path in SECTIONS:
+        section = getattr(settings, path[-1] if path[0] == "hypervisor" else path[0])
+        for name in section.__struct_fields__:
+            key, value = ".".join((*path, name)), getattr(section, name)
+            value = list(value) if isinstance(value, tuple) else value
+            found[key] = BUILT_IN.get(key, value) if value in ("", None) else value
+    guest = "hypervisor.qemu.guest_directory"
+    found[guest] = found[guest] or default_guest_directory()
+    for name, file in (("kernel", "vmlinux"), ("initrd", "initrd")):
+        found[f"hypervisor.qemu.{name}"] = found[f"hypervisor.qemu.{name}"] or f"{found[guest]}/{file}"
+    return found
 
 
 def hypervisor_settings(settings: Settings) -> dict[str, Any]:
@@ -91,13 +223,13 @@ def hypervisor_settings(settings: Settings) -> dict[str, Any]:
         "image": qemu.guest_directory or default_guest_directory(),
         "kernel": qemu.kernel,
         "initrd": qemu.initrd,
-        "machine": qemu.machine_type,
+        "machine": qemu.machine_type and "q35",
         "accel": qemu.accel,
         "cpu": qemu.cpu,
         "memory_mib": qemu.default_memory,
         "vcpus": _vcpus(qemu.default_vcpus),
         "kernel_params": params,
-        "root_ports": qemu.pcie_root_port,
+        "root_ports": qemu.pcie_root_port or None,
     }
     if qemu.disable_vhost_net:
         found["vhost_net"] = False
@@ -106,29 +238,8 @@ def hypervisor_settings(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value not in ("", None, [])}
 
 
-def _vcpus(count: int | None) -> int | None:
+def _vcpus(count: float | None) -> int | None:
     host = os.cpu_count() or 1
     if count is None:
         return None
-    return host if count < 0 or count > host else max(1, count)
-
-
-def check(settings: Settings, origin: str) -> Settings:
-    """The same settings if they can be. Raises `UsageError` naming file, key, value and what is legal."""
-    qemu = settings.qemu
-    if qemu.image and not qemu.initrd:
-        raise UsageError(
-            f"`{origin}`: `hypervisor.qemu.image`: guest images on a disk are not supported",
-            hint="set `initrd` instead",
-        )
-    if qemu.machine_type not in ("", "q35"):
-        raise UsageError(
-            f"`{origin}`: `hypervisor.qemu.machine_type`: `{qemu.machine_type}` is not supported, `q35` is"
-        )
-    for name in ("path", "kernel", "initrd", "guest_directory", "virtio_fs_daemon"):
-        path = getattr(qemu, name)
-        if path and not path.startswith("/"):
-            raise UsageError(f"`{origin}`: `hypervisor.qemu.{name}`: `{path}` is not an absolute path")
-        if path and not os.path.exists(path):
-            raise UsageError(f"`{origin}`: `hypervisor.qemu.{name}`: `{path}` does not exist")
-    return settings
+    return host if count < 0 or count > host else max(1, int(-(-count // 1)))

@@ -209,6 +209,13 @@ def _cells(row: Row, time: str, view: View) -> Cells:
     return Cells(str(row.seq), time, machine, middle, trigger, detail, below)
 
 
+def one_line(row: Row) -> str:
+    """A record as one line without time and alignment, for lists that hold other things, too."""
+    cells = _cells(row, "", View())
+    words = " ".join(part for part in (cells.machine, " ".join(cells.middle.split()), cells.trigger) if part)
+    return f"{words}  {cells.detail}".rstrip()
+
+
 _Parts = tuple[str, str, str, str]
 
 

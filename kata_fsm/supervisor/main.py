@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from journal import Journal, JournalError
-from kata_fsm import control, limits
+from kata_fsm import control, limits, system_log
 from kata_fsm.effects import process
 from kata_fsm.errors import Bug, KataFsmError, WorldError
 from kata_fsm.machines import outstanding, sandbox
@@ -369,5 +369,6 @@ def _fail(options: Options, error: BaseException) -> int:
             f"internal error: {type(error).__name__}: {error}", hint="a bug of ours, in the supervisor"
         ).to_wire()
     print(f"supervisor: {wire['message']}", file=sys.stderr)
+    system_log.send("error", f"supervisor: {wire['message']}", {"sandbox": options.sandbox})
     _report(options.ready_fd, control.encode({"error": wire})[control.HEADER_BYTES :])
     return 1

@@ -27,6 +27,7 @@ FLOORS: dict[str, int] = {
     "kata_fsm.cjson": 0,  # JSON without the cost of importing `json`
     "kata_fsm.control": 0,  # frames between verbs, shims and supervisors
     "kata_fsm.spawn": 0,  # starting a supervisor
+    "kata_fsm.system_log": 0,
     "kata_fsm.machines": 1,
     "kata_fsm.projections": 2,
     "kata_fsm.snapshots": 2,
@@ -41,6 +42,7 @@ FLOORS: dict[str, int] = {
     "kata_fsm.relay": 5,  # the part of the shim that moves bytes
     "kata_fsm.replay": 5,
     "kata_fsm.audit": 5,
+    "kata_fsm.check": 5,
     "kata_fsm.cli": 6,
     "kata_fsm.__main__": 6,
     "kata_fsm.testing": 6,  # shipped for tests, on top of everything

@@ -147,6 +147,7 @@ def _ask_for(context: Context, options: Values, found: lookup.Found, plan: shims
         warnings = shim.confirm()
         message["shim"] = {"pid": shim.pid, "start_ticks": WORLD.start_ticks(shim.pid)}
         connection.send(message)
+        context.asked = True
         for warning in [*warnings, *cgroups.join(plan.cgroups, shim.pid)]:
             log.warn(context, warning)
         reply = raise_error(await_reply(connection, shim.pid))
@@ -168,6 +169,7 @@ def _with_terminal(context: Context, options: Values, found: lookup.Found) -> in
         client.connect(found.sandbox, found.stream) as connection,
     ):
         connection.send(message)
+        context.asked = True
         pid, shim_pid = attend(
             context,
             connection,

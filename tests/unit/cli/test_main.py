@@ -165,6 +165,7 @@ def test_every_verb_has_help(command: Any, verb: str) -> None:
     done = command(verb, "--help")
     assert done.returncode == 0
     assert done.stderr == ""
+    assert done.stdout
 
 
 def test_durations() -> None:

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Debian package, installed over nothing but Debian's own packages: it checks, it runs a container, it goes.
+
+The root file system is this host's with a layer over it that is thrown away, and the checkout hidden: what the package
+forgot cannot be found there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BUILD_S = 600.0
+RUN_S = 300.0
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.skipif(os.geteuid() != 0, reason="installs a package"),
+    pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="builds a Debian package"),
+]
+
+OUTSIDE = """
+set -eu
+mount -t tmpfs tmpfs "$1"; cd "$1"; mkdir up work root
+mount -t overlay overlay -o lowerdir=/,upperdir=up,workdir=work root || exit 77
+mount -t proc proc root/proc; mount --rbind /dev root/dev; mount --rbind /sys root/sys
+mkdir package; cp "$2"/*.deb package/
+for hidden in /run /tmp /var/lib /var/log "$3"; do
+    case "$hidden" in /var/lib) hidden=/var/lib/kata-fsm; mkdir -p "root$hidden" ;; esac
+    mount -t tmpfs tmpfs "root$hidden"
+done
+cp package/*.deb root/tmp/
+mkdir -p root/tmp/b/rootfs/bin; cp /bin/busybox root/tmp/b/rootfs/bin/
+chroot root /bin/sh -eu -c "$4"
+find up -name '*kata*' ! -path '*/var/lib/dpkg/*' ! -path '*/var/lib/kata-fsm*' -type f
+find root/var/lib/kata-fsm -maxdepth 1 -mindepth 1 -printf 'kept %f\\n'
+"""
+
+INSIDE = """
+cd /
+dpkg -i /tmp/*.deb >/tmp/dpkg.log 2>&1 || { cat /tmp/dpkg.log; exit 1; }
+env -i /usr/bin/kata-fsm --version
+env -i /usr/bin/kata-fsm check
+env -i /usr/bin/kata-fsm env | sed -n 's/^Directory/guest/p'
+cd /tmp/b
+env -i /usr/bin/kata-fsm spec
+sed -i 's/"terminal": true/"terminal": false/; s/"sh"/"\\/bin\\/busybox", "echo", "from the guest"/' config.json
+env -i /usr/bin/kata-fsm run box </dev/null
+env -i /usr/bin/kata-fsm journal verify
+cd /
+dpkg -r kata-fsm >/tmp/dpkg.log 2>&1 || { cat /tmp/dpkg.log; exit 1; }
+"""
+
+
+def test_it_installs_runs_and_leaves_nothing_but_the_journal(tmp_path: Path) -> None:
+    out, layer = tmp_path / "dist", tmp_path / "layer"
+    layer.mkdir()
+    built = subprocess.run(
+        ["sh", str(ROOT / "scripts" / "package"), str(out)],
+        capture_output=True,
+        text=True,
+        timeout=BUILD_S,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    assert sorted(path.suffix for path in out.iterdir()) == [".deb", ".whl"]
+    hidden = "/" + ROOT.parts[1]  # where checkouts are; the system's own directories are never it
+    assert hidden not in ("/usr", "/bin", "/etc", "/var", "/lib")
+    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", OUTSIDE, "sh", str(layer), str(out), hidden]
+    done = subprocess.run([*argv, INSIDE], capture_output=True, text=True, timeout=RUN_S, check=False)
+    if done.returncode == 77:
+        pytest.skip("no overlay can be mounted here")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("kata-fsm version ")
+    assert any(line.startswith("System can currently create kata-fsm sandboxes") for line in lines)
+    assert 'guest = "/usr/share/kata-fsm/guest"' in lines
+    assert "from the guest" in lines
+    (verified,) = (at for at, line in enumerate(lines) if line.startswith("ok: "))
+    assert sorted(lines[verified + 1 :]) == ["kept journal", "kept kvm.json"]

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`env`: Kata's schema key by key, ours beside it, the same in TOML and JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tomli
+
+from kata_fsm import __version__
+
+# Tables and keys of Kata's format 1.0.27, and the version of our own: what is here stays.
+SCHEMA = """
+Meta.Version Runtime.Path Runtime.GuestSeLinuxLabel Runtime.Debug Runtime.Trace Runtime.DisableGuestSeccomp
+Runtime.DisableNewNetNs Runtime.SandboxCgroupOnly Runtime.Experimental Runtime.Config.Path Runtime.Version.OCI
+Runtime.Version.Version.Semver Runtime.Version.Version.Commit Runtime.Version.Version.Major Runtime.Version.Version.Minor
+Runtime.Version.Version.Patch Hypervisor.MachineType Hypervisor.Version Hypervisor.Path Hypervisor.BlockDeviceDriver
+Hypervisor.EntropySource Hypervisor.SharedFS Hypervisor.VirtioFSDaemon Hypervisor.SocketPath Hypervisor.Msize9p
+Hypervisor.MemorySlots Hypervisor.HotPlugVFIO Hypervisor.ColdPlugVFIO Hypervisor.PCIeRootPort Hypervisor.PCIeSwitchPort
+Hypervisor.Debug Hypervisor.SecurityInfo.Rootless Hypervisor.SecurityInfo.DisableSeccomp
+Hypervisor.SecurityInfo.GuestHookPath Hypervisor.SecurityInfo.EnableAnnotations Hypervisor.SecurityInfo.ConfidentialGuest
+Image.Path Kernel.Path Kernel.Parameters Initrd.Path Agent.Debug Agent.Trace Host.Kernel Host.Architecture
+Host.AvailableGuestProtections Host.VMContainerCapable Host.SupportVSocks Host.Distro.Name Host.Distro.Version
+Host.CPU.Vendor Host.CPU.Model Host.CPU.CPUs Host.Memory.Total Host.Memory.Free Host.Memory.Available
+KataFsm.Format KataFsm.RunDirectory KataFsm.StateDirectory KataFsm.Journal.Path KataFsm.Journal.Exists
+KataFsm.Config.DropIns KataFsm.Config.WithoutEffect KataFsm.Config.Warnings KataFsm.Guest.Directory KataFsm.Guest.Kernel
+KataFsm.Guest.MemoryMiB KataFsm.Guest.CPUs KataFsm.Accelerator.Configured KataFsm.Accelerator.KVM KataFsm.Cgroups
+KataFsm.Python
+"""
+
+
+def keys(table: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for name, value in table.items():
+        found += keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
+    return found
+
+
+def test_the_schema_is_kept(command: Any) -> None:
+    found = tomli.loads(command("env").stdout)
+    assert sorted(keys(found)) == sorted(SCHEMA.split())
+    assert (found["Meta"]["Version"], found["KataFsm"]["Format"]) == ("1.0.27", "1.0")
+    assert found["Runtime"]["Version"]["Version"]["Semver"] == __version__
+    assert found["Host"]["VMContainerCapable"] is True
+    assert found["Hypervisor"]["Version"].startswith("QEMU emulator version ")
+    assert not (command.directory / "state").exists()
+
+
+def test_json_and_the_older_name_say_the_same(command: Any) -> None:
+    one, other = tomli.loads(command("env").stdout), json.loads(command("kata-env", "--json").stdout)
+    for each in (one, other):
+        del each["Host"]["Memory"]["Free"], each["Host"]["Memory"]["Available"]
+    assert one == other
+
+
+def test_what_is_configured_is_in_it(command: Any, tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text(
+        "[hypervisor.qemu]\nenable_annotations = ['x\"y']\nmsize_9p = 1\n[agent.kata]\nenable_debug = true\n"
+    )
+    found = tomli.loads(command("--config", str(file), "env").stdout)
+    assert found["Runtime"]["Config"]["Path"] == str(file)
+    assert found["Hypervisor"]["SecurityInfo"]["EnableAnnotations"] == ['x"y']
+    assert found["Agent"]["Debug"] is True
+    assert found["Kernel"]["Parameters"].endswith("agent.log=debug")
+    assert found["KataFsm"]["Config"]["WithoutEffect"] == ["hypervisor.qemu.msize_9p"]
