@@ -49,4 +49,6 @@ def _how_ended(pid: int) -> str:
     """It stays to be reaped by whoever started it."""
     end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     assert end is not None, "asked to wait"
-    return f"ended with code {end.si_status}" if end.si_code == os.CLD_EXITED else f"was killed by signal {end.si_status}"
+    return (
+        f"ended with code {end.si_status}" if end.si_code == os.CLD_EXITED else f"was killed by signal {end.si_status}"
+    )

@@ -196,7 +196,12 @@ def _create_in(
                 context,
                 connection,
                 lambda reply: shims.plan_from(
-                    reply, sandbox=place.sandbox, stream=stream, preserve_fds=request.preserve_fds, **terminal.stdio()
+                    reply,
+                    sandbox=place.sandbox,
+                    stream=stream,
+                    preserve_fds=request.preserve_fds,
+                    places=adapted.places,
+                    **terminal.stdio(),
                 ),
             )
     except (SupervisorGone, ShimDied) as error:

@@ -66,6 +66,16 @@ class Adapted(msgspec.Struct, frozen=True):
     netns: str | None
     cgroups_path: str
 
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """(name in the container's part of the shared tree, destination in the container) of each bind, in order."""
+        found = []
+        for mount in self.guest_spec.get("mounts") or []:
+            source = str(mount.get("source") or "")
+            if source.startswith(SHARE + "/"):
+                found.append((source.rpartition("/")[2], str(mount["destination"])))
+        return found
+
 
 def look_at_host(path: str) -> Source:
     """The `Look` that asks the kernel. Follows symbolic links, as mount(2) does."""
