@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from kata_fsm.testing.bundle import make_rootfs
+from tests.support.containerd import Containerd
 from tests.support.engines import Podman, clean, installed, require_packages
 
 
@@ -41,6 +42,20 @@ def podman(podman_service: Podman) -> Iterator[Podman]:
     """podman without containers; after the test nothing of any may be left on the host."""
     with clean(podman_service, "libpod-", podman_service.clean_up):
         yield podman_service
+
+
+@pytest.fixture(scope="session")
+def containerd_service(rootfs: Path) -> Iterator[Containerd]:
+    require_packages("containerd")
+    with installed(Containerd, rootfs) as containerd:
+        yield containerd
+
+
+@pytest.fixture
+def containerd(containerd_service: Containerd) -> Iterator[Containerd]:
+    """containerd without containers; after the test nothing of any may be left on the host."""
+    with clean(containerd_service, "default/box", containerd_service.clean_up):
+        yield containerd_service
 
 
 @pytest.fixture
