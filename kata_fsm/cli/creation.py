@@ -30,6 +30,7 @@ from kata_fsm.oci.names import check_id
 from kata_fsm.oci.redact import redacted
 from kata_fsm.oci.sandbox import Place, place_of
 from kata_fsm.oci.spec import Loaded, load
+from kata_fsm.oci.status import OCI_VERSION
 from kata_fsm.world import WORLD
 
 
@@ -132,7 +133,21 @@ def container_message(context: Context, request: Request, loaded: Loaded, adapte
         "created": rfc3339(WORLD.wall_ns()),
         "owner": f"#{os.getuid()}",
         "guest_spec": adapted.guest_spec,
+        **_hooks(request, loaded),
     }
+
+
+def _hooks(request: Request, loaded: Loaded) -> dict[str, Any]:
+    """The hooks that run on the host, and what is the same in every state document they are given; not recorded either."""
+    given = loaded.document.get("hooks") or {}
+    wanted = {kind: given[kind] for kind in ("prestart", "createRuntime", "poststart", "poststop") if given.get(kind)}
+    state = {
+        "ociVersion": OCI_VERSION,
+        "id": request.id,
+        "bundle": request.bundle,
+        "annotations": dict(loaded.annotations),
+    }
+    return {"hooks": {"state": state, **wanted}} if wanted else {}
 
 
 def sandbox_message(

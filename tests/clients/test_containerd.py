@@ -44,7 +44,7 @@ def test_terminal(containerd: Containerd) -> None:
     typist = Typist(containerd, *containerd.run_argv("tty", "--rm", "--tty", command=("sh",)), rows=29, columns=91)
     typist.read_until("# ")
     typist.type("stty size; exit 5\r")
-    typist.read_until(r"29 91\r\n")
+    typist.read_until(r"29 91\r+\n")
     assert typist.close() == 5
 
 
@@ -56,7 +56,7 @@ def test_task(containerd: Containerd) -> None:
     typist = Typist(containerd, "task", "exec", "--exec-id=e2", "--tty", "box", "sh")
     typist.read_until("# ")
     typist.type("tty; exit 6\r")
-    typist.read_until(r"/dev/\S+\r\n")
+    typist.read_until(r"/dev/\S+\r+\n")
     assert typist.close() == 6
     pids = [line.split()[0] for line in containerd("task", "ps", "box").stdout.splitlines()[1:]]
     listed = containerd("task", "ls").stdout
@@ -69,7 +69,7 @@ def test_task(containerd: Containerd) -> None:
     assert containerd("task", "exec", "--exec-id=e3", "box", "echo", "awake").stdout == "awake\n"
     containerd("task", "kill", "--signal=SIGKILL", "box")
     wait_until(lambda: containerd.status("box") == "STOPPED", "the task has stopped")
-    assert containerd("task", "delete", "box", check=False).returncode == 137
+    assert "137" in containerd("task", "delete", "box", check=False).stderr
     containerd("container", "delete", "box")
 
 
