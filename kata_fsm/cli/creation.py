@@ -23,8 +23,9 @@ from kata_fsm.cli.log import rfc3339
 from kata_fsm.config.load import load as load_config
 from kata_fsm.config.settings import Settings, hypervisor_settings
 from kata_fsm.control import Connection, raise_error
+from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.errors import CallerError, KataFsmError, SpecError, SupervisorGone, UsageError, WorldError
-from kata_fsm.oci import guest
+from kata_fsm.oci import guest, sizing
 from kata_fsm.oci.check import check
 from kata_fsm.oci.names import check_id
 from kata_fsm.oci.redact import redacted
@@ -93,6 +94,11 @@ def check_console(*, terminal: bool, given: bool, attached: bool) -> None:
 def create(context: Context, request: Request) -> Created:
     """Create a container. When this raises, nothing is left that was not there before."""
     _require_free(context, request.id)
+    if context.systemd_cgroup and not os.path.isdir("/run/systemd/system"):  # sd_booted(3)
+        raise UsageError(
+            "systemd cgroup flag passed, but systemd support for managing cgroups is not available",
+            hint="systemd does not run here; use cgroupfs",
+        )
     loaded = load(request.bundle)
     check(loaded)
     given = bool(request.console_socket or request.console)
@@ -159,7 +165,7 @@ def sandbox_message(
         "uid": uid,
         "kind": place.kind,
         "root": os.path.realpath(context.root),
-        "hypervisor": hypervisor_settings(settings),
+        "hypervisor": _machine(settings, loaded),
         "config_origin": settings.origin,
         "boot_timeout_s": settings.agent.dial_timeout,
         "netns": adapted.netns,
@@ -169,6 +175,21 @@ def sandbox_message(
         "sandbox_pidns": False,
         "dns": [],
     }
+
+
+def _machine(settings: Settings, loaded: Loaded) -> dict[str, Any]:
+    """The hypervisor's settings, large enough for the limits in the bundle."""
+    found = hypervisor_settings(settings)
+    usual = HypervisorSettings()
+    want = sizing.wanted(loaded.spec.linux.resources if loaded.spec.linux else None, loaded.annotations)
+    size = sizing.sized(
+        want,
+        memory_mib=found.get("memory_mib", usual.memory_mib),
+        vcpus=found.get("vcpus", usual.vcpus),
+        host_mib=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20,
+        host_cpus=os.cpu_count() or 1,
+    )
+    return {**found, **size}
 
 
 def _require_free(context: Context, container_id: str) -> None:

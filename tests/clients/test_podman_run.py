@@ -91,12 +91,13 @@ def test_confinement(podman: Podman) -> None:
     assert "can't create /proc/sysrq-trigger: Read-only file system" in said
 
 
-@feature("--memory", "--cpus", "--pids-limit")
+@feature("--memory", "--cpus", "--pids-limit", "machine sized by the limits")
 def test_limits_hold_in_the_guest(podman: Podman) -> None:
-    script = "cd /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup); cat memory.max cpu.max pids.max; tail /dev/zero"
-    options = ("--memory=64m", "--cpus=0.5", "--pids-limit=50")
+    script = "cd /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup); cat memory.max cpu.max pids.max; nproc; tail /dev/zero"
+    options = ("--memory=64m", "--cpus=1.5", "--pids-limit=50")
     done = podman.run("--name=limited", *options, command=["sh", "-c", script], check=False)
-    assert done.stdout.split()[:4] == [str(64 << 20), "50000", "100000", "50"]
+    assert done.stdout.split()[:4] == [str(64 << 20), "150000", "100000", "50"]
+    assert done.stdout.split()[4] == str(min(2, os.cpu_count() or 1))
     assert done.returncode == 137
     assert podman.inspect("limited")["State"]["ExitCode"] == 137
 
