@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What tests of every kind share: `@pytest.mark.feature(engine, name, ...)` says which features of an engine a test shows.
 
-With `--features FILE` their outcomes are written there, as JSON lines; `scripts/engines` makes docs/engines.md of them.
+With `--features FILE` their outcomes are written there, as JSON lines; `tests.support.matrix` makes docs/engines.md of them.
 """
 
 from __future__ import annotations
