@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import cold, inside, journal, memory, phases, reading, stdout
+from bench import cold, inside, journal, memory, network, phases, reading, stdout
 from bench.kit import BenchError, Kit, machine
 from bench.report import Report, render
 
@@ -19,6 +19,7 @@ RUN: dict[str, tuple[Callable[[Kit, int], Report], int]] = {
     "reading": (reading.run, reading.RUNS),
     "journal": (journal.run, journal.RUNS),
     "memory": (memory.run, memory.RUNS),
+    "network": (network.run, network.RUNS),
     "stdout": (stdout.run, stdout.RUNS),
 }
 

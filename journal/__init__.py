@@ -38,12 +38,14 @@ if TYPE_CHECKING:
         StreamMissing,
         VersionConflict,
     )
+    from journal.findings import Finding
     from journal.folds import Projector
-    from journal.journal import Journal, Stat
+    from journal.journal import Journal
     from journal.prune import Cut
-    from journal.reading import Gap, RecordSource, Snapshot, StreamInfo
     from journal.records import Head, Kind, NewRecord, Record, Stamp
-    from journal.verify import Finding, verify_path
+    from journal.source import Gap, RecordSource, Snapshot, StreamInfo
+    from journal.stat import Stat
+    from journal.verify import verify_path
 
 _HOME = {
     "Bundle": "bundle",
@@ -63,19 +65,19 @@ _HOME = {
     "RequirementFailed": "errors",
     "VersionConflict": "errors",
     "Journal": "journal",
-    "Stat": "journal",
+    "Stat": "stat",
     "Cut": "prune",
-    "Gap": "reading",
+    "Gap": "source",
     "Projector": "folds",
-    "RecordSource": "reading",
-    "Snapshot": "reading",
-    "StreamInfo": "reading",
+    "RecordSource": "source",
+    "Snapshot": "source",
+    "StreamInfo": "source",
     "Head": "records",
     "Kind": "records",
     "NewRecord": "records",
     "Record": "records",
     "Stamp": "records",
-    "Finding": "verify",
+    "Finding": "findings",
     "verify_path": "verify",
 }
 

@@ -24,8 +24,8 @@ import msgspec
 
 from journal import layout
 from journal.errors import InvalidAppend, JournalDamaged, JournalError, JournalVersionError, StreamMissing
-from journal.reading import Picked, StreamInfo
 from journal.records import Head, Record, Stored, unseal_alone
+from journal.source import Picked, StreamInfo
 
 SUFFIX = ".kfsm"
 MAGIC = b"hash-chained journal bundle "

@@ -2,8 +2,8 @@
 """Everything that can go wrong with a journal, as one family. Imports nothing: `journal.peek` raises these too.
 
 Each error is one line (`str(error)`), may carry a `hint` that says what to do about it, and has the exit code that a
-command should end with: 1 failed, 3 not as expected, 5 damaged, 6 the chain or a signature does not hold, 7 pruned,
-10 busy, 11 no space, 12 may not write.
+command should end with: 1 failed, 2 a wrong key, 3 not as expected, 5 damaged, 6 the chain or a signature does not hold,
+7 pruned, 10 busy, 11 no space, 12 may not write.
 """
 
 
@@ -57,6 +57,8 @@ class JournalBusy(JournalError):
 
     `holder` is what is known of that process: its name, and that it is stopped, if it is.
     """
+
+    exit_code = 10
 
     def __init__(self, path: str, waited_s: float, holder_pid: int | None, holder: str = "") -> None:
         who = "an unknown process" if holder_pid is None else f"process `{holder_pid}`"

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from journal import step
 from journal.env import Txn
+from journal.findings import Finding
 from journal.records import Record
 
 if TYPE_CHECKING:
     from journal.journal import Journal
-    from journal.verify import Finding
 
 Write = Callable[[Callable[[Txn], int | None]], int | None]
 
@@ -31,13 +31,11 @@ class Projector(Protocol):
         ...
 
 
-def verify(journal: "Journal", projector: Projector) -> Iterator["Finding"]:
+def verify(journal: "Journal", projector: Projector) -> Iterator[Finding]:
     """Yield a finding for each projection or snapshot that is not what the records fold to.
 
     What is appended meanwhile is no fault: a stream that has grown is folded again.
     """
-    from journal.verify import Finding
-
     strays = dict(journal.projections())
     for info in list(journal.streams()):
         yield from _snapshot(journal, projector, info.stream)
@@ -112,9 +110,7 @@ def _settled(journal: "Journal", projector: Projector, stream: str) -> _Folded:
                 return _Folded(stream, rev, wanted, {key: txn.get(key, db=tables.projections) for key in wanted})
 
 
-def _snapshot(journal: "Journal", projector: Projector, stream: str) -> Iterator["Finding"]:
-    from journal.verify import Finding
-
+def _snapshot(journal: "Journal", projector: Projector, stream: str) -> Iterator[Finding]:
     snapshot = journal.snapshot(stream)
     if snapshot is None or not 0 < snapshot.rev <= journal.rev(stream):
         return  # none, or one that `verify` names

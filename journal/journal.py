@@ -6,48 +6,22 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
-import msgspec
-
-from journal import bundle, checkpoint, folds, imports, layout, prune, runs, step
+from journal import bundle, checkpoint, folds, imports, layout, prune, step
 from journal import owner as owners
 from journal.create import create as create_journal
 from journal.create import make_directory
 from journal.env import Env, Txn, map_errors, missing
 from journal.errors import ChainBroken, InvalidAppend, JournalDamaged, JournalPruned, JournalReadOnly
+from journal.findings import Finding
 from journal.folds import Projector
 from journal.lock import WriterLock
 from journal.prune import Cut
 from journal.reading import Reader
 from journal.records import DIGEST_CHARS, Head, Kind, NewRecord, Record, Stamp
-from journal.verify import Finding, verify
+from journal.stat import Stat, measure
+from journal.verify import verify
 
 T = TypeVar("T")
-
-
-class Stat(msgspec.Struct, frozen=True):
-    """The size of a journal.
-
-    Counts: `pruned` are records that are gone; `streams` does not count the journal's own. Bytes: of the data file, of it
-    ever used, of it in use now (the rest will be used again), and of the map it may grow to.
-    """
-
-    path: str
-    format: int
-    identity: str
-    owner: str | None
-    head: Head
-    records: int
-    pruned: int
-    streams: int
-    projections: int
-    snapshots: int
-    file_bytes: int
-    used_bytes: int
-    live_bytes: int
-    map_bytes: int
-    readers: int
-    sync: bool
-    read_only: bool
 
 
 class Journal(Reader):
@@ -360,33 +334,7 @@ class Journal(Reader):
 
     def stat(self) -> Stat:
         """Counts and sizes; the only cost that grows is counting streams."""
-        streams = len(list(self.streams()))
-        pruned = runs.count((gap.first, gap.last) for gap in self.gaps())
-        identity, owner = self.identity(), self.owner()
-        info = self._env.info()
-        tables = self._env.tables
-        with self._read() as txn:
-            counts = [txn.stat(table) for table in tables if table is not None]
-            return Stat(
-                path=self.path,
-                format=self._env.format,
-                identity=identity,
-                owner=owner.owner if owner else None,
-                head=step.read_tip(txn, tables).head,
-                records=txn.stat(tables.records)["entries"],
-                pruned=pruned,
-                streams=streams,
-                projections=txn.stat(tables.projections)["entries"],
-                snapshots=0 if tables.snapshots is None else txn.stat(tables.snapshots)["entries"],
-                file_bytes=os.stat(f"{self.path}/{layout.DATA_FILE}").st_size,
-                used_bytes=(info["last_pgno"] + 1) * info["psize"],
-                live_bytes=sum(each["branch_pages"] + each["leaf_pages"] + each["overflow_pages"] for each in counts)
-                * info["psize"],
-                map_bytes=info["map_size"],
-                readers=info["num_readers"],
-                sync=self._env.sync,
-                read_only=self._env.read_only,
-            )
+        return measure(self)
 
 
 def _open_env(path: str, *, read_only: bool, sync: bool, map_bytes: int) -> Env:

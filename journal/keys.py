@@ -12,6 +12,8 @@ KEY_FILE_BYTES_MAX = 64 << 10
 class KeyUnusable(JournalError):
     """A key file that cannot be read, or holds no key of the kind that is needed."""
 
+    exit_code = 2
+
 
 class PrivateKey:
     """A key to sign with. `public` is the raw public key, 32 bytes."""

@@ -27,8 +27,8 @@ import msgspec
 from journal import layout, runs, step
 from journal.env import Tables, Txn
 from journal.errors import JournalDamaged, StreamMissing, VersionConflict
-from journal.reading import Gap, gap_value, read_gap
 from journal.records import Kind, NewRecord, Record, Stamp, unseal
+from journal.source import Gap, gap_value, read_gap
 
 TYPE = "journal.tombstone"
 

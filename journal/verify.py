@@ -13,36 +13,12 @@ import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import islice
 
-import msgspec
-
-from journal import checkpoint, layout, owner, runs
+from journal import beside, checkpoint, layout
 from journal.env import Env, Tables, Txn, map_errors
 from journal.errors import JournalDamaged, JournalError
-from journal.prune import read_tombstone
-from journal.reading import Gap, read_gap
+from journal.findings import Finding
 from journal.records import DIGEST_CHARS, TOGETHER, Head, Record, parse, split, text_digest, unseal_sound
-from journal.step import Tip, current_rev, last_record, read_tip
-
-KINDS = (
-    *("structure", "modified", "missing", "reordered", "index", "chain", "head", "codec"),
-    *("gap", "checkpoint", "time", "snapshot", "projection"),
-)
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """Something wrong. `kind` is one of `KINDS`; `seq` the record concerned (the first one of several), 0 for none.
-
-    structure: the file is no sound LMDB environment, and nothing else was looked at.
-    modified: text and stored digest differ. missing: no record where one must be. reordered: a record of another seq.
-    chain: `prev` is not the digest before. index: the stream index and the records disagree. head: the kept head is
-    not the last record. codec: bytes that cannot be read as a record at all. gap: records were taken out, and the
-    tombstones do not account for just those. checkpoint: it does not state what is there, or its signature does not
-    hold. time: the time index is wrong. snapshot, projection: not what the records fold to (`verify_folds`).
-    """
-
-    kind: str
-    seq: int
-    detail: str
+from journal.step import Tip, last_record, read_tip
 
 
 def verify_path(
@@ -119,12 +95,12 @@ def _records(env: Env, from_seq: int, to_seq: int | None, public_keys: frozenset
         yield Finding("head", 1, "the journal's identity is not kept")
     if whole and judged is None:
         with env.read() as txn:
-            findings = [*walk.tip_findings(tip), *_time_entries(txn, tables, tip)]
+            findings = [*walk.tip_findings(tip), *beside.time_entries(txn, tables, tip)]
         yield from findings
     if entries[0] != entries[1]:
-        yield from _strays(env, max(last.seq, tip.seq))
+        yield from beside.strays(env, max(last.seq, tip.seq))
     with env.read() as txn:
-        findings = [*_accounts(txn, tables), *_snapshots(txn, tables), *_owner(txn, tables)]
+        findings = [*beside.accounts(txn, tables), *beside.snapshots(txn, tables), *beside.owner_findings(txn, tables)]
     yield from findings
 
 
@@ -185,7 +161,7 @@ class _Walk:
         seq = self.seq
         while seq < upto:
             try:
-                gap = _next_gap(txn, self._tables, seq)
+                gap = beside.next_gap(txn, self._tables, seq)
             except JournalDamaged as error:
                 yield Finding("gap", seq, error.message)
                 gap = None
@@ -324,135 +300,11 @@ def _checked(items: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[int, bytes,
         yield from zip(seqs, values, sound, strict=True)
 
 
-def _next_gap(txn: Txn, tables: Tables, seq: int) -> Gap | None:
-    """The gap that holds `seq`, or else the first one after it. Raises JournalDamaged."""
-    if tables.gaps is None:
-        return None
-    with txn.cursor(tables.gaps) as cursor:
-        after = cursor.set_range(layout.seq_key(seq + 1))
-        following = read_gap(*cursor.item()) if after else None
-        if cursor.prev() if after else cursor.last():
-            before = read_gap(*cursor.item())
-            if seq in before:
-                return before
-        return following
-
-
-def _accounts(txn: Txn, tables: Tables) -> Iterator[Finding]:
-    """The gaps are just what the tombstones account for."""
-    if tables.gaps is None:
-        return
-    told: list[runs.Range] = []
-    with txn.cursor(tables.streams) as cursor:
-        more = cursor.set_range(layout.stream_key(layout.SYSTEM_STREAM, 0))
-        while more and layout.split_stream_key(cursor.key())[0] == layout.SYSTEM_STREAM.encode():
-            told += _told(txn, tables, cursor.value())
-            more = cursor.next()
-    told = runs.union(sorted(told))
-    with txn.cursor(tables.gaps) as cursor:
-        try:
-            gaps = runs.union(sorted((gap.first, gap.last) for gap in (read_gap(*item) for item in cursor.iternext())))
-        except JournalDamaged as error:
-            yield Finding("gap", 0, error.message)
-            return
-    for first, last in runs.difference(gaps, told):
-        yield Finding("gap", first, f"records `{first}` to `{last}` were taken out, and no tombstone accounts for them")
-    for first, last in runs.difference(told, gaps):
-        yield Finding("gap", first, f"a tombstone accounts for records `{first}` to `{last}`, which were not taken out")
-
-
-def _told(txn: Txn, tables: Tables, seq_key: bytes) -> list[runs.Range]:
-    """What the record accounts for, if it is a tombstone; one that cannot be read is reported as what it is."""
-    seq = int.from_bytes(seq_key, "big")
-    try:
-        value = txn.get(seq_key, db=tables.records)
-        tombstone = None if value is None else read_tombstone(parse(split(value, seq)[1], seq))
-    except JournalError:
-        return []
-    return [] if tombstone is None else tombstone.ranges()
-
-
-def _time_entries(txn: Txn, tables: Tables, tip: Tip) -> Iterator[Finding]:
-    """As many entries as there are whole blocks, at least those that the head knew of."""
-    if tables.times is not None:
-        with txn.cursor(tables.times) as cursor:
-            blocks = int.from_bytes(cursor.key(), "big") + 1 if cursor.last() else 0
-        entries = txn.stat(tables.times)["entries"]
-        if blocks != entries or blocks < tip.seq // layout.TIMES_BLOCK:
-            yield Finding("time", 0, f"the time index has `{entries}` entries for `{blocks}` blocks")
-
-
-def _owner(txn: Txn, tables: Tables) -> Iterator[Finding]:
-    """The owner that is kept is the one that the record says."""
-    try:
-        kept = owner.read(txn, tables)
-        value = txn.get(layout.seq_key(kept.seq), db=tables.records) if kept else None
-        record = parse(split(value, kept.seq)[1], kept.seq) if kept and value else None
-        told = record.data.get("owner") if record is not None and record.type == owner.TYPE else None
-    except JournalError as error:
-        yield Finding("head", 0, error.message)
-        return
-    if kept is not None and told != kept.owner:
-        yield Finding("head", kept.seq, f"record `{kept.seq}` does not say that the owner is `{kept.owner}`")
-
-
-def _snapshots(txn: Txn, tables: Tables) -> Iterator[Finding]:
-    """Every snapshot is of a stream that is there, at a rev that it has."""
-    if tables.snapshots is None:
-        return
-    with txn.cursor(tables.snapshots) as cursor:
-        for name, value in cursor.iternext():
-            stream = name.decode(errors="backslashreplace")
-            rev = layout.split_snapshot(value)[0]
-            has = current_rev(txn, tables, stream)
-            if not 0 < rev <= has:
-                yield Finding(
-                    "snapshot", 0, f"the snapshot of stream `{stream}` is of rev `{rev}`, the last is `{has}`"
-                )
-
-
 def _indexed(txn: Txn, tables: Tables, stream: str, rev: int) -> int | None:
     if rev < 1:
         return None
     key = txn.get(layout.stream_key(stream, rev), db=tables.streams)
     return None if key is None else int.from_bytes(key, "big")
-
-
-def _strays(env: Env, last_seq: int) -> Iterator[Finding]:
-    """Index entries that name no record, or one of another stream or rev. Runs only when the counts differ."""
-    at = b""
-    while True:
-        findings = []
-        with env.read() as txn, txn.cursor(env.tables.streams) as cursor:
-            if not (cursor.set_range(at) if at else cursor.first()):
-                return
-            for key, value in islice(cursor.iternext(), layout.BATCH_RECORDS):
-                at = key + b"\0"
-                finding = _stray(txn, env.tables, key, value, last_seq)
-                if finding is not None:
-                    findings.append(finding)
-        yield from findings
-
-
-def _stray(txn: Txn, tables: Tables, key: bytes, value: bytes, last_seq: int) -> Finding | None:
-    name, rev = layout.split_stream_key(key)
-    seq = int.from_bytes(value, "big")
-    if 0 < seq <= last_seq and txn.get(value, db=tables.records) is None:
-        try:
-            gap = _next_gap(txn, tables, seq)
-        except JournalDamaged:
-            gap = None  # reported as what it is
-        if gap is None or seq not in gap:
-            return None  # reported as missing
-    stored = txn.get(value, db=tables.records)
-    try:
-        record = None if stored is None else parse(split(stored, seq)[1], seq)
-    except JournalError:
-        return None  # reported as what it is
-    if record is not None and (record.stream.encode(), record.rev) == (name, rev):
-        return None
-    stream = name.decode(errors="backslashreplace")
-    return Finding("index", seq, f"the index has record `{seq}` at rev `{rev}` of stream `{stream}`, where it is not")
 
 
 def _judge_head(head: Head, last: Head) -> Finding | None:

@@ -17,6 +17,9 @@ EXIT_CHAIN = 6
 EXIT_GAP = 7
 EXIT_CURSOR = 8
 EXIT_PENDING = 9
+EXIT_BUSY = 10  # the journal's: who writes to it did not let go in time
+EXIT_NO_SPACE = 11
+EXIT_READ_ONLY = 12  # it may not be written here, or belongs to another host
 
 
 class KataFsmError(Exception):
@@ -106,6 +109,8 @@ class EffectError(WorldError):
     """
 
     family = "effect"
+    refused = False
+    """Whether somebody who must know said that it was not done. Otherwise it may have been, and only the answer was lost."""
 
     def __init__(
         self, phase: str, message: str, *, evidence: dict[str, object] | None = None, hint: str | None = None

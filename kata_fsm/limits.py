@@ -16,6 +16,9 @@ SUPERVISOR_START_S = 20.0
 SHIM_ATTACH_S = 20.0
 EXEC_ID_CHARS_MAX = 32
 SHIM_RECONNECT_S = 60.0
+# A shim that lost its supervisor tries again within a second (0.05 s at first). The last supervisor of a sandbox waits
+# this long for those that have not come yet.
+SHIM_COMES_S = 3.0
 VERB_REPLY_S = 180.0
 # A supervisor answers a ping within milliseconds; `delete --force` takes one that needs this long for dead.
 SUPERVISOR_SILENT_S = 20.0
@@ -51,6 +54,9 @@ COUPLING_ROUNDS_MAX = 10_000
 JOURNAL_LOCK_S = 10.0
 # What has happened must be recorded: a journal that is busy or full is tried again, about this often.
 JOURNAL_RETRY_S = 0.5
+# After a failure that may be none, only the answer lost: how long it is looked whether it was done. The call itself has
+# waited long enough; a guest that lives answers this within milliseconds.
+LOOK_AGAIN_S = 10.0
 # Of a failure that cannot be recorded as it is (a record holds 1 MiB), this much.
 OUTCOME_MESSAGE_CHARS_MAX = 4096
 
@@ -112,3 +118,24 @@ UNPLUG_S = 5.0
 # Between QEMU's death and the end of what it had sent there are microseconds; this only bounds a wait that must not hang.
 QEMU_LAST_WORDS_S = 1.0
 QMP_RECONNECT_S = 1.0
+
+# A namespace's routes and neighbours are recorded with its sandbox: a record holds 1 MiB, an entry some 150 bytes.
+NETWORK_ENTRIES_MAX = 1024
+
+# Recovery by hand. A look at one thing is short, or it is said that it cannot be told; a busy supervisor answers a ping
+# within milliseconds.
+PROBE_S = 3.0
+SUPERVISOR_PING_S = 3.0
+# One sandbox's recovery: a boot that was under way, plus its tear-down by force. What has not come to rest by then is
+# reported, and goes on by itself.
+RECOVER_SETTLE_S = 90.0
+RECOVER_ONE_S = 150.0
+RECOVER_SIDE_BY_SIDE = 4  # each starts an interpreter
+# A clean-up that fails is tried again this often, this far apart, before it is reported as stuck.
+RECOVER_ATTEMPTS = 3
+RECOVER_RETRY_S = 1.0
+# A sandbox's directory stands for an instant before its supervisor does.
+ORPHAN_DIRECTORY_AGE_S = 10.0
+ORPHAN_UNMOUNT_S = 10.0  # unmounting a file system whose server is gone never ends
+# Lines of the kernel's log about one process that are kept as evidence.
+KERNEL_LOG_LINES_MAX = 5

@@ -10,7 +10,7 @@ in the guest whose state has been left is cancelled, and after a crash `resume` 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -18,9 +18,15 @@ import trio
 
 from journal import InvalidAppend, Journal, JournalBusy, JournalDiskFull, NewRecord, RequirementFailed, Stamp
 from kata_fsm import __version__, snapshots
-from kata_fsm.effects.protocols import Handler
-from kata_fsm.errors import Bug, CallerError, EffectError
-from kata_fsm.limits import JOURNAL_RETRY_S, OUTCOME_MESSAGE_CHARS_MAX, SNAPSHOT_BYTES_MAX, SNAPSHOT_RECORDS
+from kata_fsm.effects.protocols import Handler, Observed
+from kata_fsm.errors import Bug, CallerError, EffectError, TimeoutExceeded
+from kata_fsm.limits import (
+    JOURNAL_RETRY_S,
+    LOOK_AGAIN_S,
+    OUTCOME_MESSAGE_CHARS_MAX,
+    SNAPSHOT_BYTES_MAX,
+    SNAPSHOT_RECORDS,
+)
 from kata_fsm.machines import Intent, Pod, Step, decide, events_of, fold, outstanding, sandbox
 from kata_fsm.machines.intents import ACQUIRING, CANCELLABLE
 from kata_fsm.machines.pod import TABLE_VERSION
@@ -37,6 +43,9 @@ from kata_fsm.machines.vocab import (
 )
 from kata_fsm.projections import container_key, project
 from kata_fsm.world import World
+
+Blocking = Callable[[Callable[[], None]], Awaitable[None]]
+"""How something that blocks is called: in a thread, or in a simulated world, where no thread may be, at once."""
 
 VERSIONS = {"kata_fsm": __version__, "tables": TABLE_VERSION}
 
@@ -88,6 +97,7 @@ class Runtime:
         nursery: trio.Nursery,
         *,
         on_step: Callable[[Pod], None] = lambda pod: None,
+        blocking: Blocking = trio.to_thread.run_sync,
     ) -> None:
         self.journal = journal
         self.stream = stream
@@ -98,6 +108,7 @@ class Runtime:
         self._since_snapshot = 0  # records
         self._nursery = nursery
         self.on_step = on_step
+        self._blocking = blocking
         self._lock = trio.Lock()
         self._waiters: dict[_Waiter, None] = {}
         self._running: dict[tuple[str, str], trio.CancelScope] = {}
@@ -175,7 +186,7 @@ class Runtime:
             )
 
         try:
-            await trio.to_thread.run_sync(write)
+            await self._blocking(write)
         except RequirementFailed as error:
             raise IdTaken("ID already in use, unique ID should be provided") from error
         self.rev += len(records)
@@ -257,7 +268,17 @@ class Runtime:
             observed = await handler.probe(intent)
             if observed.done:
                 return observed.result
-        return await handler.perform(intent)
+        try:
+            return await handler.perform(intent)
+        except EffectError as error:
+            # What takes hold of something on the host is undone when it fails. Nothing undoes the others: if only the
+            # answer was lost, the failure would be a lie.
+            if intent.kind in ACQUIRING or error.refused:
+                raise
+            observed = await _look_again(handler, intent)
+            if not observed.done:
+                raise
+            return observed.result
 
     async def _conclude(self, outcome: Outcome) -> None:
         """Report an outcome. One that no record can hold becomes a failure that says so as well as it can."""
@@ -273,6 +294,16 @@ class Runtime:
             await self.report(EffectFailed(outcome.kind, outcome.subject, phase, message, evidence, outcome.ms))
 
 
+async def _look_again(handler: Handler, intent: Intent) -> Observed:
+    """Whether an effect that is said to have failed was done all the same, as far as that can be seen in time."""
+    with trio.move_on_after(LOOK_AGAIN_S):
+        try:
+            return await handler.probe(intent)
+        except EffectError:
+            pass  # the first failure stands
+    return Observed(None)
+
+
 async def _raise(error: Exception) -> None:
     raise error
 
@@ -283,7 +314,8 @@ def _failure(intent: Intent, error: Exception) -> EffectFailed:
         error = error.exceptions[0]
     if isinstance(error, EffectError):
         hint = {"hint": error.hint} if error.hint else {}
-        return EffectFailed(intent.kind, intent.subject, error.phase, error.message, {**error.evidence, **hint})
+        late = {"timeout": True} if isinstance(error, TimeoutExceeded) else {}
+        return EffectFailed(intent.kind, intent.subject, error.phase, error.message, {**error.evidence, **hint, **late})
     print(f"supervisor: `{intent.kind}` failed unexpectedly", file=sys.stderr)
     sys.excepthook(type(error), error, error.__traceback__)
     return EffectFailed(intent.kind, intent.subject, "unexpected", f"{type(error).__name__}: {error}", {"bug": True})

@@ -70,6 +70,11 @@ def load(journal: Journal, stream: str) -> Loaded:
     return _folded(journal.read_stream(stream, snapshot.rev + 1), begin)
 
 
+def born(journal: Journal, stream: str) -> str:
+    """The boot id of the first event of `stream`; empty if it has none yet. Raises what reading raises."""
+    return next((record.boot_id for record in journal.read_stream(stream) if record.kind == "event"), "")
+
+
 def _folded(records: Iterator[Record], begin: Loaded) -> Loaded:
     rev, boot = begin.rev, begin.boot
 

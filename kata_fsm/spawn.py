@@ -226,11 +226,13 @@ def _last_words(path: str) -> str:
 
 
 def forget(uid: str) -> None:
-    """Take away what was made for a supervisor that never came to be: nobody else will."""
+    """Take away what was made for a supervisor that never came to be, or ended before it recorded anything: nobody else
+    will. With it goes what was kept for the guest, which may hold secrets."""
     paths = Paths(uid)
-    for path in (paths.supervisor_lock, paths.supervisor_sock, paths.supervisor_log):
+    kept = [f"{paths.specs}/{name}" for name in os.listdir(paths.specs)] if os.path.isdir(paths.specs) else []
+    for path in (paths.supervisor_lock, paths.supervisor_sock, paths.supervisor_log, *kept):
         _quietly(os.unlink, path)
-    for path in (paths.base, paths.logs, os.path.dirname(paths.base), os.path.dirname(paths.logs)):
+    for path in (paths.specs, paths.base, paths.logs, os.path.dirname(paths.base), os.path.dirname(paths.logs)):
         _quietly(os.rmdir, path)
 
 

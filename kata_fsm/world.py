@@ -10,6 +10,7 @@ import time
 
 RUN_DIR = "/run/kata-fsm"
 STATE_DIR = "/var/lib/kata-fsm"
+HOST_ID_FILES = ("/etc/machine-id", "/var/lib/dbus/machine-id", "/sys/class/dmi/id/product_uuid")
 
 
 class World:
@@ -27,6 +28,28 @@ class World:
         """The kernel's boot id: 36 characters, changes with every boot."""
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
+
+    def host_id(self) -> str:
+        """What tells this host from others that may be given the same journal: `host-` and 32 hex characters; empty when
+        the host has nothing of the sort.
+
+        /etc/machine-id, or dbus's copy of it, or the firmware's product UUID, in that order; hashed, because
+        machine-id(5) asks not to show it around, and a journal is shown around. A container or a chroot often has none of
+        them: then there is no id, and owners are neither stated nor compared, for a made-up id beside the journal would
+        travel with it and prove nothing. Images that were all given the same machine-id are taken for one host.
+        """
+        for path in HOST_ID_FILES:
+            try:
+                with open(path, encoding="ascii", errors="replace") as file:
+                    text = file.read().strip().lower()
+            except OSError:
+                continue
+            # `uninitialized`: systemd has not drawn one yet. A firmware that was not told its UUID has all zeros or ones.
+            if text and text != "uninitialized" and text.strip("0-") and text.strip("f-"):
+                import hashlib
+
+                return "host-" + hashlib.sha256(b"kata-fsm journal owner " + text.encode()).hexdigest()[:32]
+        return ""
 
     def draw_uid(self) -> str:
         """A sandbox's unique id: 12 lowercase hex characters."""
@@ -80,6 +103,7 @@ class Paths:
         self.virtiofsd_pid = self.base + "/virtiofsd.pid"
         self.netns = self.base + "/netns"
         self.shared = self.base + "/shared"
+        self.specs = self.base + "/specs"
         self.console_log = self.logs + "/console.log"
         self.qemu_log = self.logs + "/qemu.log"
         self.virtiofsd_log = self.logs + "/virtiofsd.log"

@@ -648,6 +648,7 @@ MESSAGES: dict[str, tuple[tuple[int, str, str, str, str], ...]] = {
         (6, "family", "enum", "", "types.IPFamily"),
         (7, "flags", "uint32", "", ""),
         (8, "mtu", "uint32", "", ""),
+        (1000, "metric", "uint32", "", ""),
     ),
 }
 

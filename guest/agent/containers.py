@@ -43,6 +43,7 @@ class Container:
         self.processes: dict[str, Process] = {"": self.init}
         self._spec: dict[str, Any] = {}
         self._oom: OomWatch | None = None
+        self._begun = False  # its program has been let run
 
     def become(self, state: str) -> None:
         """Change state and tell."""
@@ -73,14 +74,17 @@ class Container:
 
     def start(self) -> Generator[Wait, bool, None]:
         """Let the created container's program begin."""
-        if self.state in ("running", "paused") or (self.state == "stopped" and self.init.state == "exited"):
+        if self._begun:
             return  # asked twice; how it ended is another call's business
+        if self.state == "stopped":
+            raise precondition(f"container `{self.id}` has ended before it was started")
         if self.state != "created":
             raise precondition(f"container `{self.id}` is `{self.state}`: `start` is not legal, legal in `created`")
         if (self._spec.get("hooks") or {}).get("poststart"):
             yield from run_crun(self._agent, "start", self.id)
         else:
             self._open_fifo()
+        self._begun = True
         if self.init.exit is None:
             self.init.become("running")
             self.become("running")
@@ -204,7 +208,7 @@ class Container:
             fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)  # ENXIO rather than waiting, if nobody reads
         except OSError as error:
             if self.init.exit is not None:
-                return
+                raise precondition(f"container `{self.id}` has ended before it was started") from None
             raise from_os_error(error, f"cannot start container `{self.id}`") from None
         try:
             os.unlink(path)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Message = dict[str, Any]
 
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 7, 8, 15
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
 _RTAX_MTU = 2
 _TABLE_MAIN = 254
 _PROTO_KERNEL, _PROTO_BOOT, _PROTO_RA = 2, 3, 9
@@ -25,6 +25,7 @@ _TYPE_UNICAST = 1
 _RTNH_F_ONLINK = 0x4
 _NDA_DST, _NDA_LLADDR = 1, 2
 _NUD_PERMANENT = 0x80
+_V6_METRIC = 1024  # what the kernel gives an IPv6 route that asks for none (IP6_RT_PRIO_USER)
 _BITS = {AF_INET: 32, AF_INET6: 128}
 _V6 = 1  # types.IPFamily
 
@@ -40,6 +41,8 @@ class Route:
         self.destination = attributes.get(_RTA_DST, b"")
         self.gateway = attributes.get(_RTA_GATEWAY, b"")
         self.source = attributes.get(_RTA_PREFSRC, b"")
+        metric = netlink.number(attributes.get(_RTA_PRIORITY, b""))
+        self.metric = 0 if self.family == AF_INET6 and metric == _V6_METRIC else metric
         self.index = netlink.number(attributes.get(_RTA_OIF, b""))
         metrics = netlink.parse_attributes(attributes.get(_RTA_METRICS, b""), 0)
         self.mtu = netlink.number(metrics.get(_RTAX_MTU, b""))
@@ -59,6 +62,7 @@ class Route:
             "family": _V6 if self.family == AF_INET6 else 0,
             "flags": self.flags & _RTNH_F_ONLINK,  # the others tell of the moment
             "mtu": self.mtu,
+            "metric": self.metric,
         }
 
 
@@ -117,6 +121,8 @@ def _delete(kernel: Netlink, route: Route) -> None:
         attributes.append((_RTA_DST, route.destination))
     if route.gateway:
         attributes.append((_RTA_GATEWAY, route.gateway))
+    if route.metric:
+        attributes.append((_RTA_PRIORITY, netlink.u32(route.metric)))
     try:
         kernel.change(netlink.DELETE_ROUTE, 0, body, attributes)
     except NetlinkError as error:
@@ -136,6 +142,8 @@ def _add(kernel: Netlink, entry: Message, indexes: dict[str, int]) -> None:
         if entry.get(name):
             value = netlink.address_bytes(entry[name])[1]
             attributes.append((number, value))
+    if entry.get("metric"):
+        attributes.append((_RTA_PRIORITY, netlink.u32(entry["metric"])))
     if entry.get("mtu"):
         attributes.append((_RTA_METRICS, netlink.pack_attribute(_RTAX_MTU, netlink.u32(entry["mtu"]))))
     scope = entry.get("scope", 0)

@@ -23,6 +23,7 @@ LATE = (
     "virtio_balloon",
     "virtio_rng",
     "virtio_mem",
+    "pvpanic_mmio",  # tells QEMU of a panic; takes the ISA device as well, which ACPI names
     "vmw_vsock_virtio_transport",
 )
 

@@ -35,7 +35,9 @@ _REQUESTS: dict[str, str] = {
     "delete": "delete",
     "attach_shim": "attach",
     "stop_sandbox": "stop",
+    "resolve_sandbox": "stop",
     "abandon_process": "abandon",
+    "change_network": "change_network",
 }
 
 _DONE_WHEN: dict[str, tuple[str, str]] = {
@@ -44,6 +46,7 @@ _DONE_WHEN: dict[str, tuple[str, str]] = {
     "exec": ("process", "spawned"),
     "pause": ("container", "paused"),
     "resume": ("container", "resumed"),
+    "change_network": ("network", "changed"),
     "delete": ("container", "discarded"),
 }
 """The transition (machine, trigger) by which a request is done."""
@@ -60,6 +63,7 @@ _FAILED_WHEN: dict[str, frozenset[tuple[str, str, str]]] = {
     "pause": _ends("container", "pausing"),
     "resume": _ends("container", "resuming"),
     "delete": _ends("container", "unstaging", "discarding"),
+    "change_network": _ends("network", "changing"),
 }
 """The transitions (machine, source, trigger) by which it fails."""
 
@@ -79,7 +83,7 @@ _NOTES = frozenset({"vm_died", "share_died", "agent_lost", "host_rebooted", "sig
 _ENDS = frozenset({"vm_died", "share_died", "agent_lost"})
 """Notes that are events only if they moved something: in a tear-down it is no news that QEMU and virtiofsd end."""
 _BAD = frozenset({"vm_died", "share_died", "agent_lost", "signal_lost"})
-_DETAILS = ("args", "signal", "all", "force", "resources", "bundle", "rootfs", "terminal", "cwd", "user")
+_DETAILS = ("args", "signal", "all", "force", "resources", "bundle", "rootfs", "terminal", "cwd", "user", "change")
 
 
 class _Draft(msgspec.Struct):

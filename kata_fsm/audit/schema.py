@@ -26,6 +26,7 @@ ACTIONS: dict[str, str] = {
     "kill": "a signal was to be sent",
     "pause": "a container was to be paused",
     "resume": "a paused container was to be resumed",
+    "change_network": "a pod's network was to be changed",
     "update": "a container's resources were to be changed",
     "delete": "a container was to be deleted",
     "attach": "a shim took over the stdio of a process",
@@ -41,7 +42,7 @@ ACTIONS: dict[str, str] = {
     "signal_lost": "a signal sent to a shim's pid could not be passed on",
     "sandbox_ended": "the sandbox is over and everything it held was released",
 }
-"""Every value of `action`. The first eleven are requests (`category` = `request`), the others are changes."""
+"""Every value of `action`. The first twelve are requests (`category` = `request`), the others are changes."""
 
 
 class AuditEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ _ASKED: dict[str, str] = {
     "pause": "paused",
     "resume": "resumed",
     "update": "changed the resources of",
+    "change_network": "changed the network of",
     "delete": "deleted",
     "attach": "took over the stdio of",
     "stop": "ended",

@@ -169,7 +169,7 @@ def sandbox_message(
         "config_origin": settings.origin,
         "boot_timeout_s": settings.agent.dial_timeout,
         "netns": adapted.netns,
-        "network_model": "none",
+        "network_model": settings.runtime.internetworking_model,
         "hostname": loaded.spec.hostname or "",
         "shm_size": adapted.shm_size,
         "sandbox_pidns": False,

@@ -12,6 +12,10 @@ from kata_fsm import __version__
 from kata_fsm.cli.context import Context
 from kata_fsm.errors import KataFsmError, UsageError
 
+TYPE_CHECKING = False  # what `typing.TYPE_CHECKING` is, without importing typing; type checkers know the name
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 VERBS: dict[str, str] = {
     "create": "create a container: its sandbox's virtual machine is up, its process is not started yet",
     "start": "start the process of a created container",
@@ -25,15 +29,24 @@ VERBS: dict[str, str] = {
     "pause": "pause a container",
     "resume": "resume a paused container",
     "update": "change a container's resources",
+    "network": "show and change the network of a running pod",
     "events": "print a container's resource use",
     "features": "print what this runtime supports, as runtime-spec features JSON",
     "spec": "write a config.json to start from",
+    "recover": "say what is left over and what would be done about it, and do it",
     "replay": "tell the story of a sandbox from the journal",
     "journal": "inspect and verify the journal",
     "audit": "export who did what",
+    "fuzz": "run random lives in a simulated world, and look for what does not hold",
     "version": "print the version",
 }
 """Every verb and its line in the help; the module is `kata_fsm.cli.verbs.VERB`."""
+
+_ALIASES = {"kata-network": "network"}
+"""As Kata 1.x calls it."""
+
+READERS = ("replay", "journal", "audit", "recover")
+"""Verbs of people that read whatever journal they are pointed at, in a process of their own (see guarded.py)."""
 
 ROLES: dict[str, str] = {"supervisor": "kata_fsm.supervisor.main", "shim": "kata_fsm.shim"}
 """The long-lived processes, which are the same command; their modules have `main(argv) -> int`."""
@@ -142,13 +155,19 @@ def _act(action: str) -> int:
     return 0
 
 
-def _dispatch(argv: list[str], context: Context) -> int:
+def _dispatch(argv: list[str], context: Context, apart: bool) -> int:
     verb, rest = parse_globals(argv, context)
+    verb = _ALIASES.get(verb, verb)
     context.verb = verb
     if verb in VERBS:
         name = "kata_fsm.cli.verbs." + verb
         __import__(name)
-        code: int = sys.modules[name].run(context, rest)
+        run = sys.modules[name].run
+        if apart and verb in READERS:
+            from kata_fsm.cli.guarded import guarded
+
+            return guarded(lambda: _reported(context, lambda: run(context, rest)))
+        code: int = run(context, rest)
         return code
     if verb in ROLES:
         name = ROLES[verb]
@@ -210,11 +229,19 @@ def _refuse(context: Context, error: Exception) -> int:
     return _bug(context, error)
 
 
-def main(argv: list[str]) -> int:
-    """Run one command; `argv` excludes the program's name. Answers the exit code."""
+def main(argv: list[str], *, apart: bool = False) -> int:
+    """Run one command; `argv` excludes the program's name. Answers the exit code.
+
+    `apart`: verbs that read a journal which may be damaged do so in a process of their own.
+    """
     context = Context()
+    return _reported(context, lambda: _dispatch(argv, context, apart))
+
+
+def _reported(context: Context, work: "Callable[[], int]") -> int:
+    """The exit code of `work`; an error that it raises is told."""
     try:
-        code = _dispatch(argv, context)
+        code = work()
         sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
@@ -238,7 +265,7 @@ def _open_standard_descriptors() -> None:
 def console_main() -> None:
     """The installed command. Leaves at once: there is nothing to finalise, and interpreter shutdown costs CPU."""
     _open_standard_descriptors()
-    code = main(sys.argv[1:])
+    code = main(sys.argv[1:], apart=True)
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

@@ -92,11 +92,7 @@ def _section(
 def _warnings(document: dict[str, Any], origin: str) -> list[str]:
     """One line that names every key that has no effect."""
     unknown = [".".join(path) for path in _leaves(document) if not _is_known(path)]
-    found = [f"`{origin}`: without effect in this version: {', '.join(unknown)}"] if unknown else []
-    model = _at(document, ("runtime",), origin).get("internetworking_model", "none")
-    if model != "none":
-        found.append(f"`{origin}`: `runtime.internetworking_model`: `{model}` is not built yet, `none` is used")
-    return found
+    return [f"`{origin}`: without effect in this version: {', '.join(unknown)}"] if unknown else []
 
 
 def _leaves(table: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:

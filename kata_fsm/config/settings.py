@@ -36,6 +36,8 @@ class Qemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kernel_params: str = ""
     enable_debug: bool = False
     virtio_fs_daemon: str = ""
+    disable_vhost_net: bool = False
+    pcie_root_port: Positive | None = None  # buses for hot-plugged devices: the file share and each NIC take one
     seccompsandbox: str | None = None  # Kata passes it to QEMU's -sandbox; here: anything but `off` leaves it on
 
 
@@ -50,7 +52,7 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[runtime]`."""
 
     enable_debug: bool = False
-    internetworking_model: Literal["none", "tcfilter", "macvtap"] = "none"
+    internetworking_model: Literal["tcfilter", "macvtap", "none"] = "tcfilter"
     disable_guest_seccomp: bool = False
 
 
@@ -95,7 +97,10 @@ def hypervisor_settings(settings: Settings) -> dict[str, Any]:
         "memory_mib": qemu.default_memory,
         "vcpus": _vcpus(qemu.default_vcpus),
         "kernel_params": params,
+        "root_ports": qemu.pcie_root_port,
     }
+    if qemu.disable_vhost_net:
+        found["vhost_net"] = False
     if qemu.seccompsandbox == "off":
         found["seccomp"] = False
     return {name: value for name, value in found.items() if value not in ("", None, [])}

@@ -17,8 +17,10 @@ import trio
 
 from kata_fsm import errors, limits
 from kata_fsm.effects import mounts
+from kata_fsm.world import run_dir
 
 MARK = "trusted.kata-fsm"
+RUN_MARK = "trusted.kata-fsm.run"  # the run directory: whose orphan it is when nobody knows its sandbox any more
 OWN_PARENT = "/kata-fsm"
 _PROCS = "cgroup.procs"
 _SEED_FROM_PARENT = ("cpuset.cpus", "cpuset.mems")  # empty in a new v1 cpuset, which then takes no process
@@ -116,6 +118,7 @@ def _enable_controllers(parent: str) -> None:
 def _mark(directory: str, owner: str) -> None:
     try:
         os.setxattr(directory, MARK, owner.encode())
+        os.setxattr(directory, RUN_MARK, os.fsencode(run_dir()))
     except OSError:
         pass  # unmarked is not ours: it would be left, never taken from somebody else
 
@@ -126,6 +129,21 @@ def owner_of(directory: str) -> str | None:
         return os.getxattr(directory, MARK).decode("utf-8", "replace")
     except OSError:
         return None
+
+
+def marked(run: str) -> list[tuple[str, str]]:
+    """(directory, sandbox uid) of every cgroup that was made by an installation with the run directory `run`; parents
+    come before what is in them."""
+    found = []
+    for hierarchy in hierarchies():
+        for where, _, _ in os.walk(hierarchy.point):
+            owner = owner_of(where)
+            try:
+                if owner is not None and os.fsdecode(os.getxattr(where, RUN_MARK)) == run:
+                    found.append((where, owner))
+            except OSError:
+                continue
+    return found
 
 
 def _make_once(hierarchy: Hierarchy, path: str, owner: str) -> str:
@@ -223,10 +241,15 @@ async def remove(path: str, owner: str) -> dict[str, list[str]]:
         while any(pids(directory) for directory, _ in ours):
             await trio.sleep(limits.CGROUP_POLL_S)
     for directory, hierarchy in ours:
-        _evict(directory, hierarchy.point)
-        await _remove_directory(directory)
-        _remove_parents(directory, hierarchy.point)
+        await remove_marked(directory, hierarchy.point)
     return {"removed": [directory for directory, _ in ours], "foreign": foreign}
+
+
+async def remove_marked(directory: str, root: str) -> None:
+    """Remove one cgroup directory of ours in the hierarchy at `root`, at once. Raises EffectError when it stays."""
+    _evict(directory, root)
+    await _remove_directory(directory)
+    _remove_parents(directory, root)
 
 
 def _evict(directory: str, root: str) -> None:

@@ -158,6 +158,11 @@ def mount(source: str | None, target: str, flags: int, fstype: str | None = None
     _check(_libc().mount(encoded, os.fsencode(target), kind, flags, None), target)
 
 
+def mount_new(fstype: str, target: str) -> None:
+    """mount(2) of a new file system that needs no device. Raises OSError."""
+    _check(_libc().mount(b"none", os.fsencode(target), fstype.encode(), 0, None), target)
+
+
 def unmount(target: str, flags: int = 0) -> None:
     """umount2(2), never through a symbolic link. Raises OSError."""
     _check(_libc().umount2(os.fsencode(target), flags | UMOUNT_NOFOLLOW), target)

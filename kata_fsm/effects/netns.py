@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sandbox's network namespace, with network model `none`: it exists, and holds nothing but `lo`.
+"""The sandbox's network namespace: making, holding, entering and removing it.
 
-A namespace that the spec names is the caller's: it is checked, looked into, and left alone. Without one, ours is made
-and kept by a bind mount (`paths.netns`), as `ip netns` does; shims enter it, because engines take `/proc/PID/ns/net` of
-the pid they hold. Joining a namespace changes the calling thread for good, so it happens in threads that end with it.
+A namespace that the spec names is the caller's: it is checked, and never removed. Without one, ours is made, holding
+nothing but `lo`, and kept by a bind mount (`paths.netns`), as `ip netns` does; shims enter it, because engines take
+`/proc/PID/ns/net` of the pid they hold. Joining a namespace changes the calling thread for good, so it happens in threads
+that end with it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,10 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
-
-import trio
+from typing import TypeVar
 
 from kata_fsm import errors
 from kata_fsm.effects import mounts, tree
-from kata_fsm.effects.protocols import Intent, Observed
-from kata_fsm.world import Paths
 
 _NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
 _SIOCGIFFLAGS = 0x8913
@@ -93,21 +90,34 @@ def make(path: str) -> None:
         raise
 
 
-def interfaces(path: str) -> list[str]:
-    """The interfaces in the namespace at `path` that are up, without `lo`. Blocks. Raises OSError.
+def inside(path: str, work: Callable[[], T]) -> T:
+    """Run `work` in the network namespace at `path`, and answer or raise what it did. Blocks. Raises OSError."""
 
-    Down ones do not count: many kernels put unused tunnel devices into every namespace. pyroute2 takes 0.17 s to import,
-    so it is imported here: only for a namespace that somebody gave us, and while the guest boots.
+    def joined() -> T:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            mounts.setns(fd, mounts.CLONE_NEWNET)
+        finally:
+            os.close(fd)
+        return work()
+
+    return _in_own_thread(joined)
+
+
+def pin(given: str, path: str) -> None:
+    """Hold the given namespace at `path` as well, so that it can be cleaned up when the given name is gone. Blocks.
+
+    Raises OSError.
     """
-    from pyroute2 import NetNS, netlink
-
+    if mounts.at(path):
+        return
+    tree.make_place(path, directory=False)
+    # Through a descriptor: the given name may be a symbolic link of /proc, which ends with the process it belongs to.
+    fd = os.open(given, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with NetNS(path, flags=0) as namespace:
-            links = list(namespace.get_links())
-    except netlink.exceptions.NetlinkError as error:
-        raise OSError(error.code, os.strerror(error.code), path) from error
-    names = {str(link.get_attr("IFLA_IFNAME")) for link in links if link["flags"] & _IFF_UP}
-    return sorted(names - {"lo"})
+        mounts.mount(f"/proc/self/fd/{fd}", path, mounts.MS_BIND)
+    finally:
+        os.close(fd)
 
 
 def remove(path: str) -> bool:
@@ -117,7 +127,8 @@ def remove(path: str) -> bool:
     return there
 
 
-def _check_given(path: str) -> None:
+def check_given(path: str) -> None:
+    """Raises EffectError unless there is a network namespace at `path`."""
     try:
         right = is_network_namespace(path)
     except OSError as error:
@@ -126,74 +137,9 @@ def _check_given(path: str) -> None:
         raise errors.EffectError("netns", f"`{path}` is not a network namespace")
 
 
-class _NetworkHandler:
-    def __init__(self, paths: Paths) -> None:
-        self.paths = paths
-
-    def _given(self, intent: Intent) -> str:
-        return str(intent.params.get("netns") or "")
-
-    async def _remove(self) -> dict[str, Any]:
-        return {"removed": await trio.to_thread.run_sync(remove, self.paths.netns)}
-
-
-class NetworkAttach(_NetworkHandler):
-    """`network.attach` for model `none`. Params: {"netns": path that the spec names, or ""}.
-
-    Result: {"netns": path, "created": bool, "model": "none", "unserved": [interfaces up in a given namespace, which the
-    guest will not have], "warning": str, only with such}.
-    """
-
-    async def perform(self, intent: Intent) -> dict[str, Any]:
-        """Check the given namespace, or make one."""
-        given = self._given(intent)
-        if given:
-            _check_given(given)
-            return self._result(given, False, await trio.to_thread.run_sync(interfaces, given))
-        path = self.paths.netns
-        await trio.to_thread.run_sync(remove, path)
-        try:
-            await trio.to_thread.run_sync(make, path)
-        except OSError as error:
-            raise errors.EffectError("netns", f"cannot make a network namespace: {error.strerror}") from error
-        return self._result(path, True, [])
-
-    @staticmethod
-    def _result(path: str, created: bool, unserved: list[str]) -> dict[str, Any]:
-        result: dict[str, Any] = {"netns": path, "created": created, "model": "none", "unserved": unserved}
-        if unserved:
-            names = ", ".join(f"`{name}`" for name in unserved)
-            result["warning"] = f"the network model is `none`: the guest will not have {names} of `{path}`"
-        return result
-
-    async def probe(self, intent: Intent) -> Observed:
-        """Done when the namespace is there."""
-        path = self._given(intent) or self.paths.netns
-        try:
-            if not is_network_namespace(path):
-                return Observed(False)
-            unserved = await trio.to_thread.run_sync(interfaces, path) if self._given(intent) else []
-        except OSError:
-            return Observed(False)
-        return Observed(True, self._result(path, not self._given(intent), unserved))
-
-    async def undo(self, intent: Intent) -> dict[str, Any]:
-        """Remove the namespace if we made it."""
-        return await self._remove()
-
-
-class NetworkDetach(_NetworkHandler):
-    """`network.detach`: removes the namespace that we made, never a given one. Result: {"removed": bool}."""
-
-    async def perform(self, intent: Intent) -> dict[str, Any]:
-        """Unmount and remove it."""
-        return await self._remove()
-
-    async def probe(self, intent: Intent) -> Observed:
-        """Done when ours is not there."""
-        await trio.lowlevel.checkpoint()
-        return Observed(not os.path.lexists(self.paths.netns))
-
-    async def undo(self, intent: Intent) -> dict[str, Any]:
-        """Nothing to take back: doing it again is always right."""
-        return await self._remove()
+def is_own(path: str) -> bool:
+    """Whether `path` names the network namespace of this process: the host's, as far as we are concerned."""
+    try:
+        return os.path.samestat(os.stat(path), os.stat("/proc/self/ns/net"))
+    except OSError:
+        return False

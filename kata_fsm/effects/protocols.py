@@ -8,13 +8,16 @@ All three methods can be called again after any crash: `perform` after a half-do
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from kata_fsm.machines.vocab import Intent
 
-__all__ = ["Handler", "Intent", "Observed"]
+if TYPE_CHECKING:
+    from kata_fsm.effects.process import Exit, Identity
+
+__all__ = ["Handler", "Intent", "Observed", "Processes"]
 
 
 class Observed(msgspec.Struct, frozen=True):
@@ -37,4 +40,24 @@ class Handler(Protocol):
 
     async def undo(self, intent: Intent) -> dict[str, Any]:
         """Take it back, whole or half done. Raises EffectError when something stays."""
+        ...
+
+
+class Processes(Protocol):
+    """The host's processes, as far as a supervisor looks at those it did not start: `kata_fsm.effects.process` is one."""
+
+    def identify(self, pid: int) -> Identity | None:
+        """Who has `pid` now; None if nobody has."""
+        ...
+
+    def alive(self, identity: Identity) -> bool:
+        """Whether that very process still runs."""
+        ...
+
+    async def wait_exit(self, identity: Identity) -> Exit:
+        """Wait until it has ended; how, as far as anybody can tell."""
+        ...
+
+    def kill(self, identity: Identity, number: int) -> bool:
+        """Send it signal `number`; whether it was there to get it."""
         ...

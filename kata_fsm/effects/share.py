@@ -27,7 +27,7 @@ from typing import Any
 import trio
 
 from kata_fsm import errors, limits
-from kata_fsm.effects import logs, mounts, process, tree
+from kata_fsm.effects import logs, mounts, oom, process, tree
 from kata_fsm.effects.hypervisor import hotplug
 from kata_fsm.effects.hypervisor.qmp import Monitor
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
@@ -170,15 +170,21 @@ class SharePrepare(_ShareHandler):
         return await self._release()
 
     async def watch(self, identity: process.Identity) -> dict[str, Any]:
-        """Wait for virtiofsd's end, its log bounded. Answers {"cause": "share_died", "message", "exit", "stderr"}."""
+        """Wait for virtiofsd's end, its log bounded. Answers {"cause": "virtiofsd_lost", "message", "exit",
+        "stderr", what the kernel tells}."""
+        witnesses = oom.Watch(identity)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(logs.keep_bounded, self.paths.virtiofsd_log)
+            nursery.start_soon(witnesses.keep_fresh)
             ended = await process.wait_exit(identity)
             nursery.cancel_scope.cancel()
         stderr = logs.tail(self.paths.virtiofsd_log, limits.STDERR_TAIL_BYTES)
         said = logs.last_line(stderr)
-        message = f"virtiofsd {ended.describe()}" + (f": {said}" if said else "")
-        return {"cause": "share_died", "message": message, "exit": ended.to_dict(), "stderr": stderr}
+        told = witnesses.testify(ended)
+        why = f" by the host's OOM killer: {told.by_oom}" if told.by_oom else f": {said}" if said else ""
+        message = f"virtiofsd {ended.describe()}{why}"
+        evidence = {"exit": ended.to_dict(), "stderr": stderr, **told.evidence}
+        return {"cause": "virtiofsd_lost", "message": message, **evidence}
 
 
 class SharePlug:

@@ -130,9 +130,11 @@ _ROWS: list[Row] = [
     (UNSTAGING, "unstaged", DEAD),
     (UNSTAGING, "failed", STUCK),
     (STUCK, "unstage", UNSTAGING),
+    (STUCK, "abandon", DEAD),
     (DEAD, "discard", DISCARDING),
     (DISCARDING, "discarded", DELETED),
     (DISCARDING, "failed", DEAD),
+    (DEAD, "abandon", DELETED),
 ]
 
 TABLE = Table(

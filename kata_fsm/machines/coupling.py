@@ -19,7 +19,7 @@ import msgspec
 from kata_fsm.errors import Bug
 from kata_fsm.limits import COUPLING_ROUNDS_MAX
 from kata_fsm.machines import agent, container, network, process, sandbox, share, vm
-from kata_fsm.machines.pod import TABLES, Pod, Unit, container_of, evolve, init_of
+from kata_fsm.machines.pod import POD_MACHINES, TABLES, Pod, Unit, container_of, evolve, init_of
 from kata_fsm.machines.vocab import CLEAN_ENDINGS, EXIT_UNKNOWN, Cause, Facts, Moved
 
 Also = Callable[[Pod, str], bool]
@@ -48,11 +48,19 @@ _GOING_DOWN = _s(sandbox.STOPPING)
 _OVER = _s(sandbox.STOPPED, sandbox.FAILED)
 
 _VM_USELESS = _s(vm.EXITED, vm.STOPPING, vm.STUCK, vm.GONE)
-_NETWORK_USELESS = _s(network.DETACHING, network.STUCK, network.DETACHED)
+_NETWORK_USELESS = _s(network.BROKEN, network.DETACHING, network.STUCK, network.DETACHED)
 _SHARE_USELESS = _s(share.BROKEN, share.RELEASING, share.STUCK, share.RELEASED)
 
 
 # --- conditions that are not a joint state ----------------------------------------------------------------------------
+
+
+def _network_has_model(pod: Pod, _: str) -> bool:
+    return bool(pod.sandbox.facts.get("config", {}).get("network_model", "none") != "none")
+
+
+def _guest_has_network(pod: Pod, subject: str) -> bool:
+    return pod.network.state == network.PLUGGED or not _network_has_model(pod, subject)
 
 
 def _shim_attached_to_init(pod: Pod, subject: str) -> bool:
@@ -141,6 +149,14 @@ def _settled_cleanly(pod: Pod, subject: str) -> bool:
     return _settled(pod, subject) and pod.sandbox.facts.get("cause", {}).get("kind") in CLEAN_ENDINGS
 
 
+def _resolved(pod: Pod, _: str) -> bool:
+    return "resolved" in pod.sandbox.facts
+
+
+def _discard_failed_and_resolved(pod: Pod, subject: str) -> bool:
+    return bool(pod.unit("container", subject).facts.get("discard_failed")) and _resolved(pod, subject)
+
+
 # --- what a coupled transition teaches --------------------------------------------------------------------------------
 
 
@@ -162,7 +178,7 @@ def _from_agent(pod: Pod, _: str) -> Facts:
 
 
 def _from_share(pod: Pod, _: str) -> Facts:
-    return _cause_of(pod.share, "share_died", "the shared directory tree is gone")
+    return _cause_of(pod.share, "virtiofsd_lost", "the shared directory tree is gone")
 
 
 def _from_network(pod: Pod, _: str) -> Facts:
@@ -204,6 +220,14 @@ def _given_up(pod: Pod, _: str) -> Facts:
     return {"undelivered": True}
 
 
+def _left(unit: Unit) -> Facts:
+    return {"left": (unit.facts.get("error") or {}).get("message", "")}
+
+
+def _left_of(machine: str) -> Teach:
+    return lambda pod, subject: _left(pod.unit(machine, subject))
+
+
 RULES: tuple[Rule, ...] = (
     # -- bring-up: the three slow things side by side ------------------------------------------------------------------
     Rule("boot", {"sandbox": _STARTING_UP, "vm": _s(vm.ABSENT)}, "vm", "launch",
@@ -216,11 +240,16 @@ RULES: tuple[Rule, ...] = (
          "the agent answers when the guest has booted"),
     Rule("plug-share", {"sandbox": _STARTING_UP, "agent": _s(agent.CONNECTED), "share": _s(share.READY)}, "share", "plug",
          "devices of the sandbox are plugged after the agent answers, so that a cloned VM takes the same path"),
+    Rule("plug-network",
+         {"sandbox": _STARTING_UP, "agent": _s(agent.CONNECTED, agent.CONFIGURING, agent.READY),
+          "network": _s(network.ATTACHED)}, "network", "plug",
+         "a guest sees a NIC only some time after it is plugged: beside everything else", also=_network_has_model),
     Rule("configure-guest",
-         {"sandbox": _STARTING_UP, "agent": _s(agent.CONNECTED), "share": _s(share.PLUGGED),
-          "network": _s(network.ATTACHED)}, "agent", "configure", "everything the guest must be told is there"),
-    Rule("sandbox-ready", {"sandbox": _STARTING_UP, "agent": _s(agent.READY)}, "sandbox", "ready",
-         "the guest can hold containers"),
+         {"sandbox": _STARTING_UP, "agent": _s(agent.CONNECTED), "share": _s(share.PLUGGED), "network": network.USABLE},
+         "agent", "configure", "everything the guest must be told is there"),
+    Rule("sandbox-ready",
+         {"sandbox": _STARTING_UP, "agent": _s(agent.READY), "network": _s(network.ATTACHED, network.PLUGGED)},
+         "sandbox", "ready", "the guest can hold containers, and has its network", also=_guest_has_network),
     # -- containers on their way up ------------------------------------------------------------------------------------
     Rule("prepare-container", {"sandbox": _SERVING, "share": share.USABLE, "container": _s(container.DECLARED)},
          "container", "prepare", "the host side needs only the shared tree"),
@@ -288,8 +317,20 @@ RULES: tuple[Rule, ...] = (
     Rule("release-share",
          {"sandbox": _GOING_DOWN, "vm": _s(vm.ABSENT, vm.GONE), "share": _s(share.READY, share.PLUGGED, share.BROKEN)},
          "share", "release", "neither guest nor container uses it", also=_containers_released),
-    Rule("leave-network", {"sandbox": _GOING_DOWN, "vm": _s(vm.ABSENT, vm.GONE), "network": _s(network.ATTACHED)},
+    Rule("leave-network",
+         {"sandbox": _GOING_DOWN, "vm": _s(vm.ABSENT, vm.GONE),
+          "network": _s(network.ATTACHED, network.PLUGGED, network.BROKEN)},
          "network", "detach", "no guest uses it"),
+    Rule("give-up-vm", {"vm": _s(vm.STUCK)}, "vm", "abandon",
+         "somebody resolved the sandbox: what cannot be released is given up", also=_resolved, facts=_left_of("vm")),
+    Rule("give-up-network", {"network": _s(network.STUCK)}, "network", "abandon",
+         "somebody resolved the sandbox", also=_resolved, facts=_left_of("network")),
+    Rule("give-up-share", {"share": _s(share.STUCK)}, "share", "abandon",
+         "somebody resolved the sandbox", also=_resolved, facts=_left_of("share")),
+    Rule("give-up-container", {"container": _s(container.STUCK)}, "container", "abandon",
+         "somebody resolved the sandbox", also=_resolved, facts=_left_of("container")),
+    Rule("give-up-discard", {"container": _s(container.DEAD)}, "container", "abandon",
+         "somebody resolved the sandbox", also=_discard_failed_and_resolved, facts=_left_of("container")),
     Rule("sandbox-stopped", {"sandbox": _GOING_DOWN}, "sandbox", "stopped",
          "everything is released, and somebody wanted this end", also=_settled_cleanly),
     Rule("sandbox-failed", {"sandbox": _GOING_DOWN}, "sandbox", "fail",
@@ -301,11 +342,13 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 
+def _may_hold(rule: Rule, states: Mapping[str, str]) -> bool:
+    """Whether the machines that a pod has one of are in the rule's states: asked first, for it is cheap."""
+    return all(states[name] in wanted for name, wanted in rule.when.items() if name in states)
+
+
 def _subjects(pod: Pod, rule: Rule) -> Iterator[str]:
     """The subjects that `rule`'s joint state holds for."""
-    for name, states in rule.when.items():
-        if name not in ("container", "process") and getattr(pod, name).state not in states:
-            return
     containers, processes = rule.when.get("container"), rule.when.get("process")
     if processes is not None:
         for subject, unit in pod.processes.items():
@@ -320,7 +363,10 @@ def _subjects(pod: Pod, rule: Rule) -> Iterator[str]:
 
 def next_move(pod: Pod) -> Moved | None:
     """The first coupled transition that is due, or None at the fixed point."""
+    states = {name: getattr(pod, name).state for name in POD_MACHINES}
     for rule in RULES:
+        if not _may_hold(rule, states):
+            continue
         for subject in _subjects(pod, rule):
             if rule.also is None or rule.also(pod, subject):
                 target = subject if rule.machine in ("container", "process") else ""

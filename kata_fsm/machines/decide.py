@@ -13,15 +13,20 @@ from typing import Any
 import msgspec
 
 from kata_fsm.errors import IllegalTransition, NotFoundError
-from kata_fsm.machines import agent, container, coupling, process, sandbox, share, vm
+from kata_fsm.machines import agent, container, coupling, network, process, sandbox, share, vm
 from kata_fsm.machines.intents import intent_of
+from kata_fsm.machines.outcomes import DONE_TRIGGER as _DONE_TRIGGER
+from kata_fsm.machines.outcomes import FAILURE_CAUSE as _FAILURE_CAUSE
+from kata_fsm.machines.outcomes import MARKS_DONE
 from kata_fsm.machines.pod import TABLES, Pod, container_of, evolve, init_of
 from kata_fsm.machines.vocab import (
+    CLEAN_ENDINGS,
     EXIT_UNKNOWN,
     AbandonProcess,
     AgentLost,
     AttachShim,
     Cause,
+    ChangeNetwork,
     Command,
     CreateContainer,
     CreateSandbox,
@@ -39,6 +44,7 @@ from kata_fsm.machines.vocab import (
     Moved,
     Pause,
     ProcessExited,
+    ResolveSandbox,
     Resume,
     ShareDied,
     Start,
@@ -47,50 +53,6 @@ from kata_fsm.machines.vocab import (
     Update,
     VmDied,
 )
-
-_DONE_TRIGGER: dict[str, tuple[str, str]] = {
-    "hypervisor.launch": ("vm", "launched"),
-    "hypervisor.stop": ("vm", "gone"),
-    "network.attach": ("network", "attached"),
-    "network.detach": ("network", "detached"),
-    "share.prepare": ("share", "prepared"),
-    "share.plug": ("share", "plugged"),
-    "share.release": ("share", "released"),
-    "agent.connect": ("agent", "connected"),
-    "agent.configure": ("agent", "configured"),
-    "agent.disconnect": ("agent", "closed"),
-    "container.prepare": ("container", "prepared"),
-    "container.create": ("container", "created"),
-    "container.start": ("container", "started"),
-    "container.pause": ("container", "paused"),
-    "container.resume": ("container", "resumed"),
-    "container.kill": ("container", "killed"),
-    "container.remove": ("container", "removed"),
-    "container.unstage": ("container", "unstaged"),
-    "container.discard": ("container", "discarded"),
-    "process.exec": ("process", "spawned"),
-}
-"""Which machine an effect's success moves, and by which trigger. Failure is `failed` on the same machine."""
-
-_FAILURE_CAUSE: dict[str, str] = {
-    "hypervisor.launch": "create_failed",
-    "network.attach": "create_failed",
-    "share.prepare": "create_failed",
-    "share.plug": "create_failed",
-    "agent.connect": "create_failed",
-    "agent.configure": "create_failed",
-    "container.prepare": "create_failed",
-    "container.create": "create_failed",
-    "container.start": "start_failed",
-    "process.exec": "exec_failed",
-}
-"""What the failure of an effect is the cause of. The others end nothing: their failure is an error, but no cause."""
-
-_MARKS_DONE: dict[str, Facts] = {
-    "container.create": {"created": True},
-    "container.start": {"started": True},
-    "process.exec": {"spawned": True},
-}
 
 
 class _Draw:
@@ -246,7 +208,7 @@ def _retry_stuck(draw: _Draw) -> None:
     """Whoever asks for the end again makes every failed clean-up be tried again."""
     for machine, state, trigger in (
         ("vm", vm.STUCK, "stop"),
-        ("network", "stuck", "detach"),
+        ("network", network.STUCK, "detach"),
         ("share", share.STUCK, "release"),
     ):
         if draw.pod.unit(machine, "").state == state:
@@ -256,12 +218,36 @@ def _retry_stuck(draw: _Draw) -> None:
             draw.fire("container", "unstage", subject)
 
 
+def _change_network(draw: _Draw, command: ChangeNetwork) -> None:
+    pod = draw.pod
+    if pod.sandbox.state not in (sandbox.CREATING, sandbox.READY) or pod.network.state != network.PLUGGED:
+        what = f"the network of sandbox `{pod.id}` cannot be changed"
+        raise _illegal("network", pod.id, pod.network.state, "change", what)
+    draw.fire("network", "change", facts={"change": command.change})
+
+
 def _stop_sandbox(draw: _Draw, command: StopSandbox) -> None:
     facts: Facts = {"force": True} if command.force else {}
     if "cause" not in draw.pod.sandbox.facts:
         facts["cause"] = _plain(command.cause)
     draw.fire("sandbox", "stop", facts=facts)
     _retry_stuck(draw)
+
+
+def _resolve_sandbox(draw: _Draw, command: ResolveSandbox) -> None:
+    """Everything is tried once more; the coupling table gives up what fails again."""
+    facts: Facts = {"resolved": command.reason}
+    live = draw.pod.sandbox.state in sandbox.LIVE
+    if live:
+        facts["force"] = True
+    known = draw.pod.sandbox.facts.get("cause")
+    if known is None or known.get("kind") in CLEAN_ENDINGS:  # what nobody wanted stays the cause
+        facts["cause"] = _plain(Cause("resolved", command.reason, {"before": known} if known else {}))
+    draw.fire("sandbox", "stop" if live else "resolve", facts=facts)
+    _retry_stuck(draw)
+    for subject, unit in list(draw.pod.containers.items()):
+        if unit.state == container.DEAD and unit.facts.get("discard_failed"):
+            draw.fire("container", "condemn", subject, {"discard_failed": False})
 
 
 def _abandon(draw: _Draw, command: AbandonProcess) -> None:
@@ -284,7 +270,9 @@ _COMMANDS: dict[type[Any], Any] = {
     Kill: _kill,
     Update: _update,
     Delete: _delete,
+    ChangeNetwork: _change_network,
     StopSandbox: _stop_sandbox,
+    ResolveSandbox: _resolve_sandbox,
     AbandonProcess: _abandon,
 }
 
@@ -324,7 +312,7 @@ def _decide_outcome(pod: Pod, outcome: EffectDone | EffectFailed) -> Step:
     draw = _Draw(pod, "outcome", kind, body)
     if isinstance(outcome, EffectDone):
         over = {"error": None} if unit.facts.get("error") else {}  # what failed before has succeeded now
-        draw.fire(machine, trigger, outcome.subject, {**outcome.result, **_MARKS_DONE.get(kind, {}), **over})
+        draw.fire(machine, trigger, outcome.subject, {**outcome.result, **MARKS_DONE.get(kind, {}), **over})
     else:
         draw.fire(machine, "failed", outcome.subject, _failure_facts(kind, unit.facts, outcome))
     return draw.finish()
@@ -334,7 +322,7 @@ def _failure_facts(kind: str, known: Facts, outcome: EffectFailed) -> Facts:
     evidence = {"effect": kind, "phase": outcome.phase, **outcome.evidence}
     facts: Facts = {"error": {"message": outcome.message, **evidence}}
     if kind in _FAILURE_CAUSE and "cause" not in known:
-        cause = Cause(_FAILURE_CAUSE[kind], outcome.message, evidence)
+        cause = Cause("timeout" if outcome.evidence.get("timeout") else _FAILURE_CAUSE[kind], outcome.message, evidence)
         facts["cause"] = _plain(cause)
     if kind == "process.exec":
         facts["exit_code"] = EXIT_UNKNOWN

@@ -38,6 +38,22 @@ def _network(pod: Pod, _: str, __: Unit) -> Facts:
     return {"netns": config.get("netns") or "", "model": config.get("network_model", "none")}
 
 
+def _detach(pod: Pod, subject: str, unit: Unit) -> Facts:
+    """`late`: something may have been joined to a namespace that had nothing when it was attached."""
+    late = bool(unit.facts.get("interfaces")) or "change" in unit.facts
+    return {**_network(pod, subject, unit), **({"late": True} if late else {})}
+
+
+def _plug_network(pod: Pod, subject: str, unit: Unit) -> Facts:
+    known = {name: unit.facts.get(name, []) for name in ("interfaces", "routes", "neighbours")}
+    return {**_network(pod, subject, unit), **known}
+
+
+def _change_network(pod: Pod, subject: str, unit: Unit) -> Facts:
+    more = {"change": unit.facts.get("change", {}), "routes_given": bool(unit.facts.get("routes_given"))}
+    return {**_plug_network(pod, subject, unit), **more}
+
+
 def _share(pod: Pod, _: str, __: Unit) -> Facts:
     return {"sandbox": pod.id}
 
@@ -111,7 +127,9 @@ PARAMS: dict[str, Derive] = {
     "hypervisor.launch": _launch,
     "hypervisor.stop": _stop_vm,
     "network.attach": _network,
-    "network.detach": _network,
+    "network.plug": _plug_network,
+    "network.change": _change_network,
+    "network.detach": _detach,
     "share.prepare": _share,
     "share.plug": _share,
     "share.release": _share,
@@ -145,7 +163,16 @@ CANCELLABLE = frozenset(kind for kind in PARAMS if kind.startswith("agent.")) | 
 are simply abandoned."""
 
 
-ACQUIRING = frozenset({"hypervisor.launch", "network.attach", "share.prepare", "container.prepare"})
+ACQUIRING = frozenset(
+    {
+        "hypervisor.launch",
+        "network.attach",
+        "network.plug",
+        "network.change",
+        "share.prepare",
+        "container.prepare",
+    }
+)
 """Effects that take hold of something on the host, and whose failure leads to the effect that lets go of it."""
 
 

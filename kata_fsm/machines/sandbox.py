@@ -6,6 +6,9 @@ through by the coupling table. In `creating` they are brought up, in `stopping` 
 containers can be created in the guest. It leaves `stopping` only when everything that was acquired has been released,
 into `stopped` when somebody wanted the end, into `failed` when nobody did. Both lead to `deleted` once every container
 has been deleted. There is no state from which `deleted` cannot be reached.
+
+`resolve` is the last resort of a person: an end that ended already is `failed` from now on, and what cannot be released is
+given up instead of waited for (see the rules `give-up-...` of the coupling table).
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ TABLE = Table(
         (STOPPING, "fail", FAILED),
         (STOPPED, "delete", DELETED),
         (FAILED, "delete", DELETED),
+        (STOPPED, "resolve", FAILED),
+        (FAILED, "resolve", FAILED),
     ],
     effects={},
     terminal=frozenset({DELETED}),

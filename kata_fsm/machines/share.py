@@ -42,6 +42,7 @@ TABLE = Table(
         (RELEASING, "released", RELEASED),
         (RELEASING, "failed", STUCK),
         (STUCK, "release", RELEASING),
+        (STUCK, "abandon", RELEASED),
     ],
     effects={PREPARING: "share.prepare", PLUGGING: "share.plug", RELEASING: "share.release"},
     terminal=frozenset({RELEASED}),

@@ -30,12 +30,17 @@ CAUSES: dict[str, str] = {
     "guest_oom": "the guest kernel's OOM killer ended the process",
     "workload_exited": "the sandbox container ended, and with it the sandbox",
     "operator": "somebody asked for it",
+    "resolved": "somebody forced its end by `recover resolve`",
+    "host_oom": "the host's OOM killer ended the virtual machine monitor",
     "vm_killed": "the virtual machine monitor was ended from outside",
+    "vm_crashed": "the virtual machine monitor crashed",
     "vm_exited": "the virtual machine monitor ended by itself",
     "guest_panic": "the guest kernel panicked",
     "guest_shutdown": "the guest powered off or rebooted itself",
     "agent_lost": "the agent in the guest stopped answering",
-    "share_died": "virtiofsd ended while the guest was using it",
+    "virtiofsd_lost": "virtiofsd ended while the guest was using it",
+    "share_died": "what `virtiofsd_lost` was called at first; older records have it",
+    "timeout": "something did not come to an end within its limit; the evidence names the phase",
     "create_failed": "the sandbox or container never came to be",
     "start_failed": "the container's process could not be started",
     "exec_failed": "the additional process could not be started",
@@ -155,11 +160,24 @@ class Update(msgspec.Struct, frozen=True, tag_field="do", tag="update"):
     resources: Facts
 
 
+class ChangeNetwork(msgspec.Struct, frozen=True, tag_field="do", tag="change_network"):
+    """Change the running pod's network. `change` has one member: `rescan` (true: what the namespace holds now), `add` or
+    `remove` (an interface), or `routes` (the guest's, all of them)."""
+
+    change: Facts
+
+
 class StopSandbox(msgspec.Struct, frozen=True, tag_field="do", tag="stop_sandbox"):
     """End the pod for `cause`. With `force`, output that nobody reads is not waited for."""
 
     cause: Cause
     force: bool = False
+
+
+class ResolveSandbox(msgspec.Struct, frozen=True, tag_field="do", tag="resolve_sandbox"):
+    """Force the pod to its end, as `failed`, for a `reason` that somebody gave. What cannot be released is given up."""
+
+    reason: str
 
 
 class AbandonProcess(msgspec.Struct, frozen=True, tag_field="do", tag="abandon_process"):
@@ -180,7 +198,9 @@ Command = (
     | Kill
     | Delete
     | Update
+    | ChangeNetwork
     | StopSandbox
+    | ResolveSandbox
     | AbandonProcess
 )
 

@@ -7,14 +7,11 @@ What only the guest needs, and may hold secrets, waits for it in a file of the r
 
 from __future__ import annotations
 
-import json
-import os
 from typing import TYPE_CHECKING
 
 import trio
 
 from kata_fsm.effects import hooks
-from kata_fsm.effects.process import alive, identify
 from kata_fsm.errors import CallerError, WorldError
 from kata_fsm.limits import EXEC_ID_CHARS_MAX, SHIM_ATTACH_S
 from kata_fsm.machines import Cause, Pod, process
@@ -33,8 +30,8 @@ from kata_fsm.oci.process import check
 from kata_fsm.oci.redact import redacted
 from kata_fsm.supervisor import standing
 from kata_fsm.supervisor.channel import Channel
+from kata_fsm.supervisor.kept import Kept
 from kata_fsm.supervisor.requests import Reply, Request, object_in, text_in
-from kata_fsm.world import WORLD
 
 if TYPE_CHECKING:
     from kata_fsm.supervisor.server import Server
@@ -48,25 +45,6 @@ class StartFailed(WorldError):
     """The workload's process could not be started."""
 
 
-class Kept:
-    """What only the guest needs, in a file of its own for each request: a refused one touches nobody else's."""
-
-    def __init__(self, run_directory: str, name: str, value: Facts) -> None:
-        directory = run_directory + "/specs"
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        self.path = f"{directory}/{name}.{WORLD.random_bytes(4).hex()}.json"
-        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(json.dumps(value))  # in C, as `json.dump` is not
-
-    def drop(self) -> None:
-        """Forget it."""
-        try:
-            os.unlink(self.path)
-        except OSError:
-            pass  # removed with the run directory at the latest
-
-
 # --- a container ------------------------------------------------------------------------------------------------------
 
 
@@ -74,7 +52,7 @@ async def create(server: Server, channel: Channel, request: Request) -> Reply:
     """Make a sandbox with its first container, or a further container in this one."""
     given = object_in(request, "container")
     container_id = check_id(text_in(given, "id"))
-    kept = Kept(server.paths.base, container_id, object_in(given, "guest_spec"))
+    kept = server.keep(container_id, object_in(given, "guest_spec"))
     hooks_file = ""
     try:
         if given.get("hooks"):
@@ -140,10 +118,10 @@ async def exec_(server: Server, channel: Channel, request: Request) -> Reply:
     container_id, wanted = text_in(request, "container"), object_in(request, "process")
     warnings = check(wanted, where=str(request.get("where") or "exec"))
     early = _early_name(request)
-    shim = _named_shim(request) if early else None
+    shim = _named_shim(server, request) if early else None
     name = early or server.exec_name(container_id)
     subject = f"{container_id}/{name}"
-    kept = Kept(server.paths.base, f"{container_id}.{name}", wanted)
+    kept = server.keep(f"{container_id}.{name}", wanted)
     config = {
         "terminal": bool(wanted.get("terminal")),
         "args": redacted(wanted["args"]),
@@ -164,7 +142,7 @@ async def exec_(server: Server, channel: Channel, request: Request) -> Reply:
     return {"ok": True, "pid": facts["shim"]["pid"], "warnings": warnings}
 
 
-def _named_shim(request: Request) -> Facts | None:
+def _named_shim(server: Server, request: Request) -> Facts | None:
     """The shim that the caller has started for the process, and which is on its way to us; None when it names none.
 
     Raises `CallerError` for one that is not there.
@@ -173,8 +151,9 @@ def _named_shim(request: Request) -> Facts | None:
         return None
     named = object_in(request, "shim")
     pid = named.get("pid")
-    identity = identify(pid) if isinstance(pid, int) else None
-    if identity is None or identity.start_ticks != named.get("start_ticks") or not alive(identity):
+    processes = server.processes
+    identity = processes.identify(pid) if isinstance(pid, int) else None
+    if identity is None or identity.start_ticks != named.get("start_ticks") or not processes.alive(identity):
         raise CallerError(f"the request's shim `{pid}` is not there")
     return identity.to_dict()
 

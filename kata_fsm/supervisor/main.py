@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 import traceback
-from typing import Any
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -28,6 +28,13 @@ from kata_fsm.effects import process
 from kata_fsm.errors import Bug, KataFsmError, WorldError
 from kata_fsm.machines import outstanding, sandbox
 from kata_fsm.world import WORLD, Paths, journal_dir
+
+if TYPE_CHECKING:
+    from kata_fsm.effects.protocols import Processes
+    from kata_fsm.recovery import PostMortem
+    from kata_fsm.runtime import Runtime
+    from kata_fsm.supervisor.server import Server
+    from kata_fsm.supervisor.watch import Watcher
 
 READY = b"ok\n"
 
@@ -79,6 +86,7 @@ def _lock(paths: Paths) -> int | None:
                 return None
         else:
             if _is_at(fd, paths.supervisor_lock):
+                _name_journal(fd)
                 return fd
             os.close(fd)  # its last holder removed it together with the sandbox
             continue
@@ -90,6 +98,15 @@ def _lock(paths: Paths) -> int | None:
 def _open_lock(path: str) -> int:
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _name_journal(fd: int) -> None:
+    """Say in the lock file whose sandbox it is, for those who find it in a run directory that several journals share."""
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, os.fsencode(os.path.abspath(journal_dir())), 0)
+    except OSError:
+        pass  # a full disk: a sandbox that can be taken down all the same
 
 
 def _is_at(fd: int, path: str) -> bool:
@@ -134,8 +151,16 @@ def _listen(path: str) -> trio.socket.SocketType:
 
 
 def _clean(paths: Paths) -> None:
-    """Remove the last traces of a deleted sandbox: its sockets, kept specs and logs."""
+    """Remove the last traces of a deleted sandbox: its sockets, kept specs and logs.
+
+    Never through a mount: what is still bound in there is a container's root file system, which is somebody's data.
+    """
+    from kata_fsm.effects import mounts
+
     for directory in (paths.logs, paths.base):
+        if mounts.below(directory):
+            print(f"supervisor: `{directory}` is left: something is still mounted in it", file=sys.stderr)
+            continue
         shutil.rmtree(directory, ignore_errors=True)
     for directory in (os.path.dirname(paths.base), os.path.dirname(paths.logs)):
         try:
@@ -154,7 +179,6 @@ class Supervisor:
     async def run(self, journal: Journal) -> None:
         """Serve until there is nothing left to serve."""
         from kata_fsm.effects.agent.link import Link
-        from kata_fsm.recovery import failed_too_often, recover
         from kata_fsm.runtime import Runtime
         from kata_fsm.supervisor.server import Server
         from kata_fsm.supervisor.watch import Watcher
@@ -162,59 +186,100 @@ class Supervisor:
         async with trio.open_nursery() as nursery:
             link = Link(self.paths, WORLD, nursery)
             runtime = Runtime(journal, self.options.stream, WORLD, {}, nursery)
+            if not runtime.rev and not self.options.is_new:
+                # Its journal is gone, or another one is in its place. To know nothing of it is no licence to clean up.
+                raise WorldError(
+                    f"the journal `{journal.path}` knows nothing of `{self.options.stream}`",
+                    hint="`kata-fsm recover` finds what is left of it",
+                )
             watcher = Watcher(runtime, link, nursery)
             runtime.on_step = watcher.reconcile
             cleaned = trio.Event()
             server = Server(runtime, link, watcher, self.paths, cleaned)
             listener = _listen(self.paths.supervisor_sock)
             nursery.start_soon(server.serve, listener)
-            if runtime.rev:
-                server.wire(runtime.pod.sandbox.facts.get("config") or {})
-                watcher.blind = failed_too_often(runtime) is not None
-                await recover(runtime)
-                watcher.reconcile(runtime.pod)
+            await take_over(runtime, server, watcher)
             _report(self.options.ready_fd, READY)
             nursery.start_soon(_warm_up)
-            await self._until_over(runtime, server)
-            await self._say_goodbye(runtime, server)
+            await until_over(runtime, server)
+            await until_shims_came(runtime, server)
+            self._stop_listening()
+            await until_answered(runtime, server)
             if runtime.pod.sandbox.state in (sandbox.DELETED, sandbox.ABSENT):
                 await trio.to_thread.run_sync(_clean, self.paths)
             cleaned.set()
-            await _drain(server)
+            await drain(server)
             if watcher.wiring is not None:
                 await watcher.wiring.monitor.aclose()
             nursery.cancel_scope.cancel()
 
-    async def _until_over(self, runtime: Any, server: Any) -> None:
-        """Return when this process is of no more use."""
-        with trio.move_on_after(limits.SUPERVISOR_IDLE_S):
-            if runtime.pod.sandbox.state == sandbox.ABSENT:
-                await server.served.wait()
-        while runtime.pod.sandbox.state == sandbox.ABSENT:
-            if not server.requests:
-                return  # nobody came, or what was asked for was refused
-            await trio.sleep(limits.RETRY_S)
-        while True:
-            await runtime.until(lambda pod: pod.sandbox.state in sandbox.ENDED and not outstanding(pod))
-            with trio.move_on_after(limits.SUPERVISOR_LINGER_S):
-                await runtime.until(lambda pod: pod.sandbox.state == sandbox.DELETED)
-            if runtime.pod.sandbox.state == sandbox.DELETED:
-                return
-            if not server.requests and not server.shims:
-                return
-
-    async def _say_goodbye(self, runtime: Any, server: Any) -> None:
-        """From here on whoever comes starts another supervisor. Who came before is answered, also by a deletion."""
+    def _stop_listening(self) -> None:
+        """From here on whoever comes starts another supervisor."""
         try:
             os.unlink(self.paths.supervisor_sock)
         except FileNotFoundError:
             pass
-        with trio.move_on_after(limits.PROCESS_KILL_WAIT_S):
-            while server.undecided and runtime.pod.sandbox.state != sandbox.DELETED:
-                await trio.sleep(0.005)
-        with trio.move_on_after(limits.VERB_REPLY_S):
-            while server.requests and runtime.pod.sandbox.state != sandbox.DELETED:
-                await trio.sleep(0.005)
+
+
+async def take_over(
+    runtime: Runtime,
+    server: Server,
+    watcher: Watcher,
+    processes: Processes = process,
+    post_mortem: PostMortem | None = None,
+) -> None:
+    """Go on from where the stream stands, if it has begun."""
+    from kata_fsm.recovery import failed_too_often, recover
+
+    if runtime.rev:
+        server.wire(runtime.pod.sandbox.facts.get("config") or {})
+        end = failed_too_often(runtime)
+        watcher.blind = end is not None
+        await recover(runtime, processes, end=end, post_mortem=post_mortem)
+        watcher.reconcile(runtime.pod)
+
+
+async def until_over(runtime: Runtime, server: Server) -> None:
+    """Return when this process is of no more use."""
+    with trio.move_on_after(limits.SUPERVISOR_IDLE_S):
+        if runtime.pod.sandbox.state == sandbox.ABSENT:
+            await server.served.wait()
+    while runtime.pod.sandbox.state == sandbox.ABSENT:
+        if not server.requests:
+            return  # nobody came, or what was asked for was refused
+        await trio.sleep(limits.RETRY_S)
+    while True:
+        await runtime.until(lambda pod: pod.sandbox.state in sandbox.ENDED and not outstanding(pod))
+        with trio.move_on_after(limits.SUPERVISOR_LINGER_S):
+            await runtime.until(lambda pod: pod.sandbox.state == sandbox.DELETED)
+        if runtime.pod.sandbox.state == sandbox.DELETED:
+            return
+        if not server.requests and not server.shims:
+            return
+
+
+async def until_shims_came(runtime: Runtime, server: Server, processes: Processes = process) -> None:
+    """A shim that lost our predecessor comes to be told its exit code within a second; one that is stopped is not
+    waited for longer than that."""
+    from kata_fsm.supervisor.standing import shims_of
+
+    def absent() -> bool:
+        named = {shim for subject in runtime.pod.containers for shim in shims_of(runtime.pod, subject)}
+        return sum(processes.alive(shim) for shim in named) > server.shims
+
+    with trio.move_on_after(limits.SHIM_COMES_S):
+        while absent():
+            await trio.sleep(limits.LOCK_POLL_S)
+
+
+async def until_answered(runtime: Runtime, server: Server) -> None:
+    """Who came before it stopped listening is answered, also by a deletion."""
+    with trio.move_on_after(limits.PROCESS_KILL_WAIT_S):
+        while server.undecided and runtime.pod.sandbox.state != sandbox.DELETED:
+            await trio.sleep(0.005)
+    with trio.move_on_after(limits.VERB_REPLY_S):
+        while server.requests and runtime.pod.sandbox.state != sandbox.DELETED:
+            await trio.sleep(0.005)
 
 
 async def _warm_up() -> None:
@@ -229,14 +294,14 @@ async def _warm_up() -> None:
     await trio.to_thread.run_sync(work)
 
 
-async def _drain(server: Any) -> None:
+async def drain(server: Server, processes: Processes = process) -> None:
     """Let replies and exit codes reach whoever waits for them."""
     with trio.move_on_after(limits.PROCESS_KILL_WAIT_S):
         while server.requests or server.shims:
             await trio.sleep(0.005)
     for shim in server.forced:
         # It is stopped, or whoever reads its output has stopped reading: with `--force` nothing is left behind.
-        process.kill(shim, signal.SIGKILL)
+        processes.kill(shim, signal.SIGKILL)
 
 
 def _raise_file_limit() -> None:
@@ -260,12 +325,15 @@ def main(argv: list[str]) -> int:
         if options.is_new:
             _require_space(paths)
         _raise_file_limit()
-        with Journal.open(journal_dir(), lock_timeout_s=limits.JOURNAL_LOCK_S) as journal:
+        from kata_fsm.recovery import journal_owner, note_failure
+
+        owner = journal_owner(WORLD)
+        lock_s = limits.JOURNAL_LOCK_S
+        # One that goes on with a sandbox has a journal to go on from, or it has lost it: it does not begin another.
+        with Journal.open(journal_dir(), create=options.is_new, lock_timeout_s=lock_s, owner=owner) as journal:
             try:
                 trio.run(Supervisor(options).run, journal)
             except Exception as error:
-                from kata_fsm.recovery import note_failure
-
                 note_failure(journal, options.stream, WORLD, _first(error))
                 raise
     except (KataFsmError, JournalError, OSError) as error:

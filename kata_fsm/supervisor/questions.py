@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from kata_fsm.supervisor.server import Server
 
 
-def _in_guest(server: Server, container_id: str, asked: str) -> None:
+def in_guest(server: Server, container_id: str, asked: str) -> None:
+    """Raises `NotFoundError` or `IllegalTransition` unless the guest holds the container."""
     unit = server.runtime.pod.containers.get(container_id)
     if unit is None or unit.state == container.DELETED:
         raise NotFoundError(f"Container ID ({container_id}) does not exist")
@@ -54,7 +55,7 @@ async def stats(server: Server, _: Channel, request: Request) -> Reply:
     from kata_wire import messages
 
     container_id = text_in(request, "container")
-    _in_guest(server, container_id, "stats")
+    in_guest(server, container_id, "stats")
     reply = await server.link.call(
         AGENT, "StatsContainer", messages.agent.StatsContainerRequest(container_id=container_id)
     )
@@ -66,7 +67,7 @@ async def ps(server: Server, _: Channel, request: Request) -> Reply:
     from kata_wire import messages
 
     container_id = text_in(request, "container")
-    _in_guest(server, container_id, "ps")
+    in_guest(server, container_id, "ps")
     args = [str(each) for each in request.get("args") or []]
     table = await server.link.call(
         EXTENSION, "RunPs", messages.extension.RunPsRequest(container_id=container_id, args=args)

@@ -15,18 +15,21 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from journal import JournalError
-from kata_fsm.effects.process import Identity, identify
+from kata_fsm.effects import process as host
+from kata_fsm.effects.process import Identity
 from kata_fsm.errors import Bug, CallerError, IllegalTransition, KataFsmError, NotFoundError, WorldError
 from kata_fsm.limits import RETRY_S, SHIM_ATTACH_S
 from kata_fsm.machines import process
 from kata_fsm.machines.pod import Unit
 from kata_fsm.machines.vocab import EXIT_UNKNOWN, AttachShim, Facts
 from kata_fsm.supervisor.channel import Channel
+from kata_fsm.supervisor.kept import Kept
 from kata_fsm.supervisor.session import SIGNAL_MAX, Session, Shim, close_all
 from kata_fsm.supervisor.verbs import VERBS
 
 if TYPE_CHECKING:
     from kata_fsm.effects.agent.link import Link
+    from kata_fsm.effects.protocols import Processes
     from kata_fsm.runtime import Runtime
     from kata_fsm.supervisor.watch import Watcher
     from kata_fsm.world import Paths
@@ -35,8 +38,18 @@ if TYPE_CHECKING:
 class Server:
     """Answers requests about one sandbox. `settle` is awaited before a reply, so that a reply is true when it is read."""
 
-    def __init__(self, runtime: Runtime, link: Link, watcher: Watcher, paths: Paths, cleaned: trio.Event) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        link: Link,
+        watcher: Watcher,
+        paths: Paths,
+        cleaned: trio.Event,
+        *,
+        processes: Processes = host,
+    ) -> None:
         self.runtime = runtime
+        self.processes = processes
         self.link = link
         self.watcher = watcher
         self.paths = paths
@@ -45,6 +58,7 @@ class Server:
         self.requests = 0  # being answered
         self.forced: set[Identity] = set()  # shims of containers whose deletion was forced
         self.shims = 0  # attached and not yet told their exit code
+        self.network_changes = trio.Lock()  # one at a time: who comes while one is under way waits for it
         self.served = trio.Event()  # a first request has come
         self._listener: trio.socket.SocketType | None = None
         self._execs: dict[str, int] = {}  # the last name that was given out, by container
@@ -57,6 +71,14 @@ class Server:
         wiring = Wiring(self.paths, WORLD, self.link, config)
         self.watcher.wiring = wiring
         self.runtime.handlers = wiring.handlers
+
+    def keep(self, name: str, value: Facts) -> Kept:
+        """Keep what only the guest needs until it has it."""
+        return Kept(self.paths.base, f"{name}.{self.runtime.world.random_bytes(4).hex()}", value)
+
+    def take_shim(self, channel: Channel, hello: dict[str, Any], fds: list[int]) -> Shim:
+        """A shim that attaches, with what it hands over. Raises `CallerError`; then `fds` are closed."""
+        return Shim(channel, hello, fds)
 
     def exec_name(self, container_id: str) -> str:
         """A name for a further process, given out once: several may be on their way in at the same time."""
@@ -87,14 +109,18 @@ class Server:
                     nursery.start_soon(self._client, client)
 
     async def _client(self, client: trio.socket.SocketType) -> None:
+        with Channel(client) as channel:
+            await self.attend(channel)
+
+    async def attend(self, channel: Channel) -> None:
+        """Serve one client: a verb until it is answered, a shim until it hangs up."""
         self.clients += 1
         try:
-            with Channel(client) as channel:
-                request = await channel.receive()
-                if request is not None and request.get("op") == "attach":
-                    await self._shim(channel, request)
-                elif request is not None:
-                    await self._verb(channel, request)
+            request = await channel.receive()
+            if request is not None and request.get("op") == "attach":
+                await self._shim(channel, request)
+            elif request is not None:
+                await self._verb(channel, request)
         finally:
             self.clients -= 1
 
@@ -152,7 +178,7 @@ class Server:
                 await channel.send({"exit": self._exit_code(subject)})
                 return
             identity = self._identify(subject, hello, fds)
-            shim = Shim(channel, hello, fds)
+            shim = self.take_shim(channel, hello, fds)
         except CallerError as error:
             await channel.send({"error": error.to_wire()})
             return
@@ -179,7 +205,7 @@ class Server:
     def _identify(self, subject: str, hello: dict[str, Any], fds: list[int]) -> Identity:
         """Who attaches. Raises `CallerError`, and `fds` are closed."""
         pid = hello.get("pid")
-        identity = identify(pid) if isinstance(pid, int) else None
+        identity = self.processes.identify(pid) if isinstance(pid, int) else None
         if identity is not None and identity.start_ticks == hello.get("start_ticks"):
             if subject in self.runtime.pod.processes:
                 return identity

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from journal import JournalError
+from kata_fsm.effects import process as host
 from kata_fsm.effects.agent.bulk import Bulk
 from kata_fsm.effects.agent.client import AGENT, EXTENSION, AgentCallError
-from kata_fsm.effects.process import Identity, wait_exit
+from kata_fsm.effects.process import Identity
 from kata_fsm.errors import CallerError, EffectError
 from kata_fsm.limits import AGENT_CALL_TIMEOUT_S, RETRY_S, STDIN_BYTES, STREAM_POLL_S, STREAM_READ_BYTES
 from kata_fsm.machines import Cause, agent, process
@@ -32,6 +33,7 @@ from kata_fsm.supervisor.channel import Channel
 
 if TYPE_CHECKING:
     from kata_fsm.effects.agent.link import Link
+    from kata_fsm.effects.protocols import Processes
     from kata_fsm.runtime import Runtime
 
 STDOUT, STDERR = 1, 2
@@ -96,8 +98,9 @@ def _input_from(fd: int) -> trio.socket.SocketType:
 class Session:
     """The stdio of `subject` (`container/process`), for as long as it is not closed."""
 
-    def __init__(self, subject: str, runtime: Runtime, link: Link) -> None:
+    def __init__(self, subject: str, runtime: Runtime, link: Link, *, processes: Processes = host) -> None:
         self.subject = subject
+        self._processes = processes
         self.container, name = subject.rsplit("/", 1)
         self.exec_id = self.container if name == INIT else name
         self._runtime = runtime
@@ -146,7 +149,7 @@ class Session:
 
             async def dead() -> None:
                 if identity is not None:
-                    await wait_exit(identity)
+                    await self._processes.wait_exit(identity)
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(attached)
@@ -192,6 +195,7 @@ class Session:
         """Hand over one output to its end: everything before `offset` has gone into some shim's pipe."""
         shim = await self._await_shim()
         offset = shim.delivered[stream] if shim is not None else 0
+        self._handed_over[stream] = offset  # to a former supervisor's shim: it counts
         bulk = Bulk()
         while True:
             try:

@@ -16,7 +16,7 @@ _ENDED_EARLY = frozenset(
 
 def host_side_ready(pod: Pod, container_id: str) -> bool:
     """Everything on the host is there: a shim can be asked for."""
-    return pod.unit("container", container_id).state in _PREPARED and pod.network.state == network.ATTACHED
+    return pod.unit("container", container_id).state in _PREPARED and pod.network.state in network.USABLE
 
 
 def over(pod: Pod, container_id: str) -> bool:

@@ -19,7 +19,9 @@ from kata_fsm.machines.vocab import Delete, Facts, Kill, Pause, Resume, Start
 from kata_fsm.supervisor import standing
 from kata_fsm.supervisor.channel import Channel
 from kata_fsm.supervisor.creation import StartFailed, create, exec_
+from kata_fsm.supervisor.networking import network_change, network_list
 from kata_fsm.supervisor.questions import ping, ps, stats, update
+from kata_fsm.supervisor.recovering import recover, resolve
 from kata_fsm.supervisor.requests import Reply, Request, Verb, text_in
 from kata_fsm.supervisor.session import SIGNAL_MAX
 
@@ -121,7 +123,11 @@ VERBS: dict[str, Verb] = {
     "delete": delete,
     "exec": exec_,
     "update": update,
+    "network_change": network_change,
+    "network_list": network_list,
     "stats": stats,
     "ps": ps,
     "ping": ping,
+    "recover": recover,
+    "resolve": resolve,
 }

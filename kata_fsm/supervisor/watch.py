@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from kata_fsm.effects import process as host
 from kata_fsm.effects.agent.client import EXTENSION, HEALTH, AgentCallError
 from kata_fsm.errors import EffectError
 from kata_fsm.limits import AGENT_WATCH_ANSWER_S, AGENT_WATCH_EVERY_S, RETRY_S, VM_DEATH_NOTICE_S
@@ -26,6 +27,7 @@ from kata_fsm.supervisor.session import SIGNAL_MAX, Session
 
 if TYPE_CHECKING:
     from kata_fsm.effects.agent.link import Link
+    from kata_fsm.effects.protocols import Processes
     from kata_fsm.runtime import Runtime
     from kata_fsm.supervisor.wiring import Wiring
 
@@ -37,8 +39,11 @@ EXIT_CODE_MAX = 255
 class Watcher:
     """Keeps the watches of one pod in step with it. `reconcile` is called after every step."""
 
-    def __init__(self, runtime: Runtime, link: Link, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, runtime: Runtime, link: Link, nursery: trio.Nursery, *, processes: Processes = host
+    ) -> None:
         self._runtime = runtime
+        self._processes = processes
         self._link = link
         self._nursery = nursery
         self.wiring: Wiring | None = None  # known as soon as there is a sandbox
@@ -50,7 +55,7 @@ class Watcher:
         """The stdio session of a process, made at first use."""
         found = self.sessions.get(subject)
         if found is None:
-            found = self.sessions[subject] = Session(subject, self._runtime, self._link)
+            found = self.sessions[subject] = Session(subject, self._runtime, self._link, processes=self._processes)
         return found
 
     def _wanted(self, pod: Pod) -> dict[Key, Callable[[], Awaitable[None]]]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from kata_fsm.effects import hooks, netns, share, storage
+from kata_fsm.effects import hooks, share, storage
 from kata_fsm.effects.agent import handlers as guest
 from kata_fsm.effects.agent.link import Link
 from kata_fsm.effects.hypervisor import handler as hypervisor
 from kata_fsm.effects.hypervisor.qmp import Monitor
 from kata_fsm.effects.hypervisor.settings import from_dict
+from kata_fsm.effects.network import handlers as network
+from kata_fsm.effects.network.change import NetworkChange
 from kata_fsm.effects.protocols import Handler
 from kata_fsm.limits import BOOT_TIMEOUT_S
 from kata_fsm.machines.vocab import Cause
@@ -32,8 +34,10 @@ class Wiring:
         self.handlers: dict[str, Handler] = {
             "hypervisor.launch": self.launch,
             "hypervisor.stop": hypervisor.HypervisorStop(paths, settings, self.monitor),
-            "network.attach": netns.NetworkAttach(paths),
-            "network.detach": netns.NetworkDetach(paths),
+            "network.attach": network.NetworkAttach(paths, settings),
+            "network.plug": network.NetworkPlug(paths, settings, self.monitor, link),
+            "network.change": NetworkChange(paths, settings, self.monitor, link),
+            "network.detach": network.NetworkDetach(paths, settings),
             "share.prepare": self.prepare,
             "share.plug": share.SharePlug(paths, self.monitor),
             "share.release": share.ShareRelease(paths, settings),

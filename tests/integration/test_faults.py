@@ -38,6 +38,7 @@ def test_killed_virtiofsd_ends_the_sandbox_with_its_cause(kata: Kata) -> None:
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: kata.status("c1") == "stopped", "the container is stopped")
     assert "share_died" in kata("replay", "c1").stdout
+    assert "virtiofsd_lost" in kata("replay", "c1").stdout
     kata("delete", "c1")
 
 

@@ -7,7 +7,7 @@ numbers in an operation are taken modulo what there is to choose from, so that e
 well.
 
     ("new",)  ("add", c)  ("attach", p)  ("exec", c)  ("start", c) ("pause", c) ("resume", c) ("kill", c) ("update", c)
-    ("delete", c)  ("force", c)  ("stop",)  ("stop!",)  ("abandon", p)       commands, legal or not
+    ("delete", c)  ("force", c)  ("stop",)  ("stop!",)  ("resolve",)  ("abandon", p)       commands, legal or not
     ("done", n)  ("failed", n)  ("late", n)  ("settle",)  ("settle", n)      outcomes: of one effect, of all, of n of them
     ("vm_died",)  ("agent_lost",)  ("share_died",)  ("rebooted",)  ("exited", p, code)  ("drained", p)
     ("crash",)                                                               forget the live pod, fold the journal again
@@ -53,8 +53,8 @@ Program = Sequence[Op]
 POD = "pod"
 CONTAINERS = (POD, "c1", "c2")
 STATUS_RANK = {"creating": 0, "created": 1, "running": 2, "paused": 2, "stopped": 3}
-ONCE = ("hypervisor.launch", "network.attach", "share.prepare", "share.plug", "agent.connect", "agent.configure",
-        "container.prepare", "container.create", "container.start", "process.exec")  # fmt: skip
+ONCE = ("hypervisor.launch", "network.attach", "network.plug", "share.prepare", "share.plug", "agent.connect",
+        "agent.configure", "container.prepare", "container.create", "container.start", "process.exec")  # fmt: skip
 """Effects that bring something into being: performed at most once per subject, whatever happens."""
 
 SETTLE_BOUND = 200
@@ -110,7 +110,7 @@ class Life:
             self.pod = evolve(self.pod, event)
         self._adopt_effects(step, given)
         self._check_pod(before)
-        if isinstance(given, v.HostRebooted) or (isinstance(given, v.StopSandbox) and given.force):
+        if isinstance(given, v.HostRebooted | v.ResolveSandbox) or (isinstance(given, v.StopSandbox) and given.force):
             _check_ends_by_itself(self.pod)
         return True
 
@@ -263,12 +263,16 @@ def check_standing(pod: Pod) -> None:
     """What one machine's state says about the others, at any fixed point."""
     if pod.sandbox.state == sandbox.READY:
         assert (pod.vm.state, pod.agent.state) == (vm.RUNNING, agent.READY)
-        assert (pod.share.state, pod.network.state) == (share.PLUGGED, network.ATTACHED)
+        assert pod.share.state == share.PLUGGED
+        assert pod.network.state in ((network.PLUGGED, network.CHANGING) if has_network(pod) else (network.ATTACHED,))
     if pod.sandbox.state == sandbox.CREATING:
         assert pod.vm.state in (vm.LAUNCHING, vm.RUNNING)
-        assert pod.agent.state not in (agent.READY, *agent.OVER)
+        assert pod.agent.state not in agent.OVER
+        waits = pod.network.state in (network.PLUGGING, network.CHANGING)
+        assert pod.agent.state != agent.READY or (has_network(pod) and waits)
         assert pod.share.state in (share.PREPARING, *share.USABLE)
-        assert pod.network.state in (network.ATTACHING, network.ATTACHED)
+        assert pod.network.state in (network.ATTACHING, *network.USABLE)
+        assert has_network(pod) or pod.network.state in (network.ATTACHING, network.ATTACHED)
     serving = pod.sandbox.state in (sandbox.CREATING, sandbox.READY)
     assert pod.agent.state not in agent.ALIVE or pod.vm.state == vm.RUNNING, "an agent without a guest"
     if pod.agent.state in agent.OVER:
@@ -291,6 +295,10 @@ def check_standing(pod: Pod) -> None:
         over = all(each.state == process.CLOSED for _, each in pod.processes_of(subject))
         if serving and subject == pod.id:
             assert not (over and container.OCI_STATUS.get(unit.state, "stopped") == "stopped"), "the pod outlives it"
+
+
+def has_network(pod: Pod) -> bool:
+    return pod.sandbox.facts["config"].get("network_model", "none") != "none"
 
 
 def check_released(pod: Pod) -> None:
@@ -357,6 +365,8 @@ def _add(number: int) -> v.Input:
 
 _MAKE: dict[str, Callable[..., v.Input | None]] = {
     "new": lambda life: v.CreateSandbox(POD, "0123456789ab", {"root": "/run/x"}, {"rootfs": "/r", "terminal": True}),
+    "net": lambda life: v.CreateSandbox(POD, "0123456789ab", {"network_model": "tcfilter"}, {"rootfs": "/r"}),
+    "change": lambda life: v.ChangeNetwork({"rescan": True}),
     "add": lambda life, n: _add(n),
     "attach": lambda life, n: v.AttachShim(_process(life, n), {"pid": 4242 + n}),
     "exec": _exec,
@@ -369,6 +379,7 @@ _MAKE: dict[str, Callable[..., v.Input | None]] = {
     "force": lambda life, n: v.Delete(CONTAINERS[n % 3], force=True),
     "stop": lambda life: v.StopSandbox(Cause("operator")),
     "stop!": lambda life: v.StopSandbox(Cause("client_gone"), force=True),
+    "resolve": lambda life: v.ResolveSandbox("it never ends"),
     "abandon": lambda life, n: v.AbandonProcess(_process(life, n), Cause("client_gone")),
     "done": lambda life, n: _outcome(life, n, True),
     "failed": lambda life, n: _outcome(life, n, False),

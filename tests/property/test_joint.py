@@ -11,7 +11,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from pod_programs import check_released, check_standing
+import pytest
+from pod_programs import check_released, check_standing, has_network
 
 from kata_fsm.errors import CallerError
 from kata_fsm.machines import Cause, Pod, check, container, decide, events_of, evolve, outstanding, process, sandbox
@@ -67,7 +68,9 @@ def _other_inputs(pod: Pod) -> Iterator[v.Input]:
         yield v.AbandonProcess(subject, Cause("client_gone"))
     if NIGHTLY and "c1" not in pod.containers:
         yield v.CreateContainer("c1", {})
-    if not NIGHTLY and "pod/e1" not in pod.processes:
+    if has_network(pod):
+        yield v.ChangeNetwork({"rescan": True})
+    elif not NIGHTLY and "pod/e1" not in pod.processes:
         yield v.Exec("pod", "pod/e1", {})
     yield from (v.StopSandbox(Cause("operator")), v.StopSandbox(Cause("operator"), force=True))
     yield from (v.VmDied(Cause("vm_killed")), v.AgentLost(Cause("agent_lost")), v.ShareDied(Cause("share_died")))
@@ -97,9 +100,10 @@ def _check_joint(pod: Pod) -> None:
         assert any(unit.state != container.DELETED for unit in pod.containers.values())
 
 
-def test_every_joint_state_is_sound_and_none_is_undeletable() -> None:
+@pytest.mark.parametrize("config", [{}, {"network_model": "tcfilter"}], ids=["none", "tcfilter"])
+def test_every_joint_state_is_sound_and_none_is_undeletable(config: v.Facts) -> None:
     """Safety in each state, and a way to `deleted` from each that needs nothing to fail."""
-    start = _after(Pod(), v.CreateSandbox("pod", "0123456789ab", {}, {}))
+    start = _after(Pod(), v.CreateSandbox("pod", "0123456789ab", config, {}))
     assert start is not None
     found, todo = {_key(start)}, [start]
     before: dict[Key, set[Key]] = {}

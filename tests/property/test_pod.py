@@ -46,7 +46,7 @@ _trouble = (
 )
 _ask = _ops("add", "start", "exec", "pause", "resume", "kill", "update", c=_container)
 _end = _ops("delete", "force", c=_container)
-_other = _ops("new", "stop", "stop!") | _ops("abandon", n=_small)
+_other = _ops("new", "net", "stop", "stop!", "resolve", "change") | _ops("abandon", n=_small)
 _guest = _ops("exited", n=_small, code=_code) | _ops("drained", n=_small)
 
 _CREATED: list[Op] = [("new",), ("attach", 0), ("settle",)]
@@ -64,9 +64,15 @@ _beginnings = st.one_of(
 )
 _op = st.one_of(_progress, _progress, _ask, _end, _guest, _trouble, _other)
 
+
+def _networked(program: list[Op]) -> list[Op]:
+    """The same with a network model: its network is plugged, and can be changed."""
+    return [("net",) if op == ("new",) else op for op in program]
+
+
 programs = st.builds(
     lambda beginning, rest: [*beginning, *rest],
-    _beginnings,
+    _beginnings | _beginnings.map(_networked) | _beginnings.map(lambda begun: [*_networked(begun), ("change",)]),
     st.lists(_op, max_size=8) | st.lists(_op, min_size=8, max_size=30),
 )
 
@@ -79,12 +85,25 @@ PINNED: dict[str, Program] = {
     "the host is started anew while output is still waited for": [*_RUNNING, ("vm_died",), ("rebooted",)],
     "the host is started anew and frees what was stuck": [*_RUNNING, ("vm_died",), ("failed", 0), ("rebooted",)],
     "neither start nor kill works": [*_TWO[:-2], ("start", 1), ("failed", 0), ("failed", 0)],
+    "deletion forced while paused, in a pod that goes on": [*_TWO, ("pause", 1), ("settle",), ("force", 1)],
     "deletion forced while pausing": [*_RUNNING, ("add", 1), ("pause", 0), ("force", 0)],
     "deletion forced while resuming": [*_PAUSED, ("resume", 0), ("force", 0), ("failed", 0)],
+    "deletion forced while the guest makes it": [*_RUNNING, ("add", 1), ("attach", 1), ("settle", 1), ("force", 1)],
     "deletion forced twice": [*_TWO, ("force", 1), ("force", 1), ("settle", 1), ("force", 1), ("vm_died",)],
     "deleted while it is being removed": [*_TWO, ("exited", 1, 0), ("drained", 1), ("delete", 1), ("failed", 0)],
     "deleted while it is being discarded": [
         *_TWO, ("exited", 1, 0), ("drained", 1), ("delete", 1), ("settle", 2), ("delete", 1), ("failed", 0), ("delete", 1),
+    ],
+    "a stuck VMM is given up": [*_RUNNING, ("vm_died",), ("failed", 0), ("resolve",), ("failed", 0)],
+    "a stuck network, tree and share are given up": [
+        *_RUNNING, ("resolve",), ("done", 0), ("done", 0), ("failed", 0), ("failed", 0), ("failed", 0),
+    ],
+    "a name that cannot be freed is given up": [
+        *_RUNNING, ("exited", 0, 0), ("drained", 0), ("settle",), ("delete", 0), ("failed", 0), ("resolve",), ("resolve",),
+        ("failed", 0),
+    ],
+    "an end is resolved, and once more": [
+        *_RUNNING, ("exited", 0, 0), ("drained", 0), ("settle",), ("resolve",), ("resolve",),
     ],
     "the caller gives up while its process is being spawned": [
         *_RUNNING, ("exec", 0), ("attach", 1), ("abandon", 1), ("attach", 1), ("vm_died",), ("late", 0),

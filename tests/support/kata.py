@@ -48,6 +48,7 @@ class Kata:
             "KATA_FSM_STATE": str(base / "s"),
         }
         self.bundles = base / "b"
+        self.command = COMMAND
 
     def bundle(self, name: str, *args: str, terminal: bool = False, **changes: Any) -> Path:
         """A bundle that runs `args`; its root file system is a copy of the session's."""
@@ -58,7 +59,7 @@ class Kata:
 
     def argv(self, *args: str) -> list[str]:
         """The command line of a verb."""
-        return [str(COMMAND), "--log", str(self.base / "log"), *args]
+        return [str(self.command), "--log", str(self.base / "log"), *args]
 
     def __call__(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a verb to its end. Output goes through files: the shim of `create` keeps its stdout open, as it must."""

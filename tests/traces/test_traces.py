@@ -6,8 +6,8 @@ comment, `== title` begins another pod. An input after `~ ` is given without sho
 Set KATA_FSM_REWRITE=1 to rewrite the indented lines from what the code does now: only commit the rewrite if you
 understand it.
 
-    create | add C | attach P | exec C E | start C | pause C | resume C | kill C N | delete C [--force]
-    stop [--force] CAUSE | abandon P
+    create [NETWORK-MODEL] | add C | attach P | exec C E | start C | pause C | resume C | kill C N | delete C [--force]
+    stop [--force] CAUSE | resolve REASON | abandon P | change WHAT
     done KIND [SUBJECT] | fail KIND [SUBJECT] | settle [N]      (settle: the outstanding effects succeed, and what follows)
     saw vm_died|agent_lost|share_died CAUSE | saw exited P CODE [CAUSE] | saw drained P | saw rebooted
     states
@@ -30,7 +30,7 @@ from kata_fsm.machines.pod import POD_MACHINES, moved_from_body
 
 HERE = Path(__file__).parent
 REWRITE = os.environ.get("KATA_FSM_REWRITE") == "1"
-SHOWN_FACTS = ("cause", "exit_code", "force", "condemned", "undelivered", "discard_failed", "error")
+SHOWN_FACTS = ("cause", "exit_code", "force", "condemned", "undelivered", "discard_failed", "error", "resolved", "left")
 
 
 def _observation(words: list[str]) -> v.Observation:
@@ -55,8 +55,11 @@ def parse(line: str) -> v.Input:
     words = line.split()
     force = "--force" in words
     match [word for word in words if word != "--force"]:
-        case ["create"]:
-            return v.CreateSandbox("pod", "0123456789ab", {"root": "/run/x"}, {"rootfs": "/r"})
+        case ["create", *model]:
+            config = {"root": "/run/x", **({"network_model": model[0]} if model else {})}
+            return v.CreateSandbox("pod", "0123456789ab", config, {"rootfs": "/r"})
+        case ["change", what]:
+            return v.ChangeNetwork({what: True})
         case ["add", subject]:
             return v.CreateContainer(subject, {"rootfs": "/r"})
         case ["attach", subject]:
@@ -77,6 +80,8 @@ def parse(line: str) -> v.Input:
             return v.Delete(subject, force)
         case ["stop", cause]:
             return v.StopSandbox(Cause(cause), force)
+        case ["resolve", reason]:
+            return v.ResolveSandbox(reason)
         case ["abandon", subject]:
             return v.AbandonProcess(subject, Cause("client_gone"))
         case ["done", kind, *subject]:

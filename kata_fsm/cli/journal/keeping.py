@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`journal checkpoint` and `prune`: stating the head, keeping the journal small."""
+"""`journal checkpoint`, `prune` and `adopt`: stating the head, keeping the journal small, taking one over."""
 
 from __future__ import annotations
 
@@ -45,6 +45,23 @@ def checkpoint(context: Context, argv: list[str]) -> int:
         if given.json
         else [f"checkpoint {record.seq}: head seq {told['seq']}, sha256:{told['digest']}, {signed}"]
     )
+    return 0
+
+
+def adopt(context: Context, argv: list[str]) -> int:
+    """Take over a journal that another host owns."""
+    options = parser("journal adopt", "Make this host the owner of a journal that another one wrote.")
+    options.add_argument("--reason", required=True, metavar="TEXT", help="why; it is recorded")
+    given = options.parse_args(argv)
+    from kata_fsm.errors import WorldError
+    from kata_fsm.world import WORLD
+
+    owner = WORLD.host_id()
+    if not owner:
+        raise WorldError("this host cannot be told from others", hint="give it an /etc/machine-id")
+    with open_for_writing(given.journal, foreign=True) as journal:
+        record = journal.adopt(owner, stamp=stamp(), reason=given.reason)
+    put([f"record {record.seq}: the journal belongs to this host, `{owner}`"])
     return 0
 
 

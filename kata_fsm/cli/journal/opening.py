@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from journal import Journal, Stamp
+from journal import Journal, Stamp, owner
 from kata_fsm.limits import JOURNAL_LOCK_S
 from kata_fsm.replay.reading import map_errors
 from kata_fsm.world import WORLD, journal_dir
@@ -17,9 +17,15 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def open_for_writing(path: str | None) -> Iterator[Journal]:
-    """The journal at `path` (default: this host's), which must be there. Errors as in `open_host_journal`."""
+def open_for_writing(path: str | None, *, foreign: bool = False) -> Iterator[Journal]:
+    """The journal at `path` (default: this host's), which must be there, and ours unless `foreign` is true.
+
+    Errors as in `open_host_journal`, and a `WorldError` for another host's.
+    """
     with map_errors(), Journal.open(path or journal_dir(), create=False, lock_timeout_s=JOURNAL_LOCK_S) as journal:
+        host = WORLD.host_id()
+        if host and not foreign:
+            owner.check(journal.path, journal.owner(), host)  # one that nobody owns is left so: supervisors state it
         yield journal
 
 

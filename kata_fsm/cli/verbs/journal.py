@@ -11,6 +11,7 @@ journal checkpoint [--sign KEY]                state the head
 journal prune --keep 30d --max-size 256M       remove deleted sandboxes, oldest first; --dry-run
 journal export [SUBJECT | --all] -O FILE       into a bundle; journal import FILE [--as NAME], journal forget NAME
 journal salvage DIR -O FILE                    what can be read of a damaged journal, into a bundle
+journal adopt --reason TEXT                    go on writing a journal that another host owns
 
 Each part is a module of its own, imported when it is asked for.
 """
@@ -33,6 +34,7 @@ PARTS: dict[str, tuple[str, str, bool]] = {
     "reindex": ("judging", "reindex", False),
     "checkpoint": ("keeping", "checkpoint", True),
     "prune": ("keeping", "prune", True),
+    "adopt": ("keeping", "adopt", True),
     "export": ("carrying", "export", True),
     "import": ("carrying", "import_", True),
     "forget": ("carrying", "forget", True),

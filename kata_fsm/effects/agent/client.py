@@ -43,6 +43,8 @@ def one_line(text: str) -> str:
 class AgentCallError(EffectError):
     """The agent answered with a status other than OK. `code` is the gRPC status code."""
 
+    refused = True
+
     def __init__(self, method: str, code: int, text: str) -> None:
         told = one_line(text)
         super().__init__(method, told or f"the agent refused {method} with status {code}", evidence={"status": code})

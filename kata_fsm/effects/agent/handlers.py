@@ -40,6 +40,10 @@ class AgentHandler:
         self.link = link
         self.world = world
 
+    def load(self, path: object) -> dict[str, Any]:
+        """The configuration that was kept for the guest at `path`. Raises EffectError."""
+        return _load(path)
+
     async def probe(self, intent: Intent) -> Observed:
         """Nothing can be seen from outside."""
         return Observed(None)
@@ -127,7 +131,7 @@ class ContainerCreate(AgentHandler):
         """Sends the adapted OCI configuration whole, in the extension field."""
         from kata_wire import messages
 
-        message = messages.oci.Spec(raw_json=_as_json(_load(intent.params.get("spec_file"))))
+        message = messages.oci.Spec(raw_json=_as_json(self.load(intent.params.get("spec_file"))))
         request = messages.agent.CreateContainerRequest(
             container_id=intent.subject,
             exec_id=intent.subject,
@@ -153,8 +157,9 @@ class ContainerStart(AgentHandler):
         return {}
 
     async def probe(self, intent: Intent) -> Observed:
-        """Asks the agent whether it has been started."""
-        return await _probe_container(self.link, intent.subject, ("running", "paused", "stopped"))
+        """Asks the agent whether it runs. One that has ended may have done so before it was started: asking to start it
+        again tells."""
+        return await _probe_container(self.link, intent.subject, ("running", "paused"), perhaps=("stopped",))
 
 
 class ContainerPause(AgentHandler):
@@ -166,6 +171,10 @@ class ContainerPause(AgentHandler):
 
         await self.link.call(AGENT, "PauseContainer", messages.agent.PauseContainerRequest(container_id=intent.subject))
         return {}
+
+    async def probe(self, intent: Intent) -> Observed:
+        """Asks the agent whether it is frozen."""
+        return await _probe_container(self.link, intent.subject, ("paused",))
 
 
 class ContainerResume(AgentHandler):
@@ -179,6 +188,10 @@ class ContainerResume(AgentHandler):
             AGENT, "ResumeContainer", messages.agent.ResumeContainerRequest(container_id=intent.subject)
         )
         return {}
+
+    async def probe(self, intent: Intent) -> Observed:
+        """Asks the agent whether it runs."""
+        return await _probe_container(self.link, intent.subject, ("running",))
 
 
 class ContainerKill(AgentHandler):
@@ -210,7 +223,7 @@ class ProcessExec(AgentHandler):
         from kata_wire import messages
 
         params = intent.params
-        process = messages.oci.Process(raw_json=_as_json(_load(params.get("process_file"))))
+        process = messages.oci.Process(raw_json=_as_json(self.load(params.get("process_file"))))
         request = messages.agent.ExecProcessRequest(
             container_id=params["container"], exec_id=params["exec"], process=process
         )
@@ -253,11 +266,14 @@ async def _query(link: Link) -> Any | None:
         return None
 
 
-async def _probe_container(link: Link, container_id: str, states: tuple[str, ...]) -> Observed:
+async def _probe_container(
+    link: Link, container_id: str, states: tuple[str, ...], *, perhaps: tuple[str, ...] = ()
+) -> Observed:
     state = await _query(link)
     if state is None:
         return Observed(None)
-    return Observed(any(c.container_id == container_id and c.state in states for c in state.containers))
+    found = next((container.state for container in state.containers if container.container_id == container_id), "")
+    return Observed(None if found in perhaps else found in states)
 
 
 def _as_json(config: dict[str, Any]) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 import trio
 
 from kata_fsm import errors, limits
-from kata_fsm.effects import logs, process, tree
+from kata_fsm.effects import logs, oom, process, tree
 from kata_fsm.effects.hypervisor import argv, host, image, kvm, watch
 from kata_fsm.effects.hypervisor.qmp import Monitor
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings, from_dict
@@ -155,13 +155,16 @@ class HypervisorLaunch(_Hypervisor):
         Meanwhile keeps the monitor connected, so that events are heard, and the logs bounded.
         """
         ended = process.UNKNOWN
+        witnesses = oom.Watch(identity)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(logs.keep_bounded, self.paths.console_log, self.paths.qemu_log)
             nursery.start_soon(self._listen)
+            nursery.start_soon(witnesses.keep_fresh)
             ended = await process.wait_exit(identity)
             heard = await self._last_events()
             nursery.cancel_scope.cancel()
-        return watch.evidence(self.paths, ended, self.monitor.seen, heard=heard)
+        told = witnesses.testify(ended)
+        return watch.evidence(self.paths, ended, self.monitor.seen, heard=heard, told=told)
 
     async def _listen(self) -> None:
         while True:

@@ -12,12 +12,12 @@ from kata_fsm.effects.hypervisor.qmp import Monitor, QmpRefused
 
 SHARE_DEVICE = "share0"
 SHARE_CHARDEV = "share0-back"
-_PERIPHERAL = "/machine/peripheral"
+PERIPHERAL = "/machine/peripheral"
 
 
 async def has_device(monitor: Monitor, device: str) -> bool:
     """Whether QEMU has a device with that id (one that is being unplugged still counts)."""
-    listing: list[dict[str, Any]] = await monitor.command("qom-list", {"path": _PERIPHERAL})
+    listing: list[dict[str, Any]] = await monitor.command("qom-list", {"path": PERIPHERAL})
     return any(entry["name"] == device for entry in listing)
 
 

@@ -212,6 +212,11 @@ class Monitor:
     async def _execute(client: Any, name: str, arguments: Mapping[str, object] | None) -> Any:
         return await client.execute(name, arguments)
 
+    @staticmethod
+    async def _pass(client: Any, name: str, fd: int) -> Any:
+        client.send_fd_scm(fd)  # QEMU keeps what comes with its bytes for the command that asks for it
+        return await client.execute("getfd", {"fdname": name})
+
     # --- back in trio ---
 
     def _heard(self, event: dict[str, Any]) -> None:
@@ -236,14 +241,22 @@ class Monitor:
         """
         with trio.move_on_after(limit_s):
             await self.connect(limit_s=limit_s)
-            return await self._command(name, arguments)
+            return await self._command(name, arguments, self._execute, name, arguments)
         raise errors.TimeoutExceeded("qmp", f"QEMU did not answer `{name}` within {limit_s:g} s")
 
-    async def _command(self, name: str, arguments: Mapping[str, object] | None) -> Any:
+    async def pass_fd(self, name: str, fd: int, *, limit_s: float = limits.QMP_COMMAND_TIMEOUT_S) -> None:
+        """Give QEMU a copy of `fd`, to be called `name` by a following command of this connection. Raises as `command`."""
+        with trio.move_on_after(limit_s):
+            await self.connect(limit_s=limit_s)
+            await self._command("getfd", {"fdname": name}, self._pass, name, fd)
+            return
+        raise errors.TimeoutExceeded("qmp", f"QEMU did not answer `getfd` within {limit_s:g} s")
+
+    async def _command(self, name: str, arguments: Mapping[str, object] | None, call: Any, *args: Any) -> Any:
         from qemu.qmp import ExecInterruptedError, ExecuteError, StateError
 
         try:
-            return await self._bridge.run(self._execute, self._client, name, arguments)
+            return await self._bridge.run(call, self._client, *args)
         except ExecuteError as error:
             description = str(error)
             raise QmpRefused(

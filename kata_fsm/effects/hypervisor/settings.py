@@ -39,6 +39,7 @@ class HypervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     # QEMU's cache of translated code: after 16 containers it grows to 208 MB by default, 162 MB with this, no slower.
     tcg_cache_mib: int = 128
     seccomp: bool = True
+    vhost_net: bool = True  # where the host has it
 
     @property
     def image_directory(self) -> str:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a dead QEMU leaves behind, read as a cause. Pure but for reading the two logs.
 
-Evidence, best first: the guest's panic (QMP event, or the kernel's last words on the console), QMP's SHUTDOWN event
-(QEMU always sends one when it ends in order), the wait status. A connection that ended without SHUTDOWN means that
-QEMU was killed or crashed even when the wait status is unknown, because QEMU is not our child after a supervisor's
-restart.
+Evidence, best first: the guest's panic (QMP event, or the kernel's last words on the console), the OOM killer's
+traces, the wait status, QMP's SHUTDOWN event (QEMU always sends one when it ends in order). A connection that ended
+without SHUTDOWN means that QEMU was killed or crashed even when the wait status is unknown, because QEMU is not our
+child after a supervisor's restart; which of the two it was is then not known, and said so.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from kata_fsm import limits
-from kata_fsm.effects import logs
-from kata_fsm.effects.process import Exit
+from kata_fsm.effects import logs, oom
+from kata_fsm.effects.process import UNKNOWN, Exit, Identity
 from kata_fsm.world import Paths
 
 PANIC = "Kernel panic - not syncing"
@@ -37,16 +37,27 @@ def panic_line(console: str) -> str:
 
 
 def judge(
-    ended: Exit, shutdown: dict[str, Any] | None, *, panicked: str, heard: bool, stderr: str = ""
+    ended: Exit,
+    shutdown: dict[str, Any] | None,
+    *,
+    panicked: str,
+    heard: bool,
+    stderr: str = "",
+    told: oom.Testimony = oom.NOTHING,
 ) -> tuple[str, str]:
     """(cause, message). `heard`: a QMP connection was up until the end, so no SHUTDOWN event means there was none.
 
-    Causes: guest_panic, guest_shutdown, vm_exited (in order, or failed by itself), vm_killed (a signal), unknown.
+    Causes: guest_panic, guest_shutdown, host_oom, vm_exited (in order, or failed by itself), vm_crashed (a signal that a
+    program brings upon itself), vm_killed (any other), unknown.
     """
     if panicked:
         return "guest_panic", f"the guest's kernel panicked: {panicked}"
+    if told.by_oom and shutdown is None:
+        return "host_oom", f"the host's OOM killer ended QEMU: {told.by_oom}"
     if ended.signal is not None:
-        return "vm_killed", f"QEMU {ended.describe()}"
+        said = logs.last_line(stderr) if ended.signal in oom.CRASHES else ""
+        cause = "vm_crashed" if ended.signal in oom.CRASHES else "vm_killed"
+        return cause, f"QEMU {ended.describe()}" + (f": {said}" if said else "")
     if shutdown is not None:
         reason = str(shutdown.get("reason", "unknown"))
         if shutdown.get("guest"):
@@ -57,26 +68,46 @@ def judge(
     if ended.code is not None:
         said = logs.last_line(stderr)
         return "vm_exited", f"QEMU {ended.describe()}" + (f": {said}" if said else "")
+    if told.crashed:
+        return "vm_crashed", f"QEMU crashed: {told.crashed}"
     if heard:
-        return "vm_killed", "QEMU ended without saying so: it was killed or crashed"
+        return "vm_killed", "QEMU ended without saying so: it was killed or crashed, and its wait status is unknown"
     return "unknown", "QEMU has ended, nobody saw how"
 
 
-def evidence(paths: Paths, ended: Exit, events: Iterable[dict[str, Any]], *, heard: bool) -> dict[str, Any]:
-    """{"cause", "message", "exit", "shutdown" (QMP data or None), "console", "stderr"}: the tails are bounded."""
+def evidence(
+    paths: Paths,
+    ended: Exit,
+    events: Iterable[dict[str, Any]],
+    *,
+    heard: bool,
+    told: oom.Testimony = oom.NOTHING,
+) -> dict[str, Any]:
+    """{"cause", "message", "exit", "shutdown" (QMP data or None), "panic" (QMP data), "console", "stderr", what the kernel
+    tells}: the tails are bounded."""
     events = list(events)
     console = logs.tail(paths.console_log, limits.CONSOLE_TAIL_BYTES)
     stderr = logs.tail(paths.qemu_log, limits.STDERR_TAIL_BYTES)
     shutdown = _last(events, "SHUTDOWN")
     panicked = panic_line(console)
-    if not panicked and _last(events, "GUEST_PANICKED") is not None:
+    panic = _last(events, "GUEST_PANICKED")
+    if not panicked and panic is not None:
         panicked = "it told the pvpanic device so"
-    cause, message = judge(ended, shutdown, panicked=panicked, heard=heard, stderr=stderr)
+    cause, message = judge(ended, shutdown, panicked=panicked, heard=heard, stderr=stderr, told=told)
     return {
         "cause": cause,
         "message": message,
         "exit": ended.to_dict(),
         "shutdown": shutdown,
+        **({"panic": panic} if panic is not None else {}),
+        **told.evidence,
         "console": console,
         "stderr": stderr,
     }
+
+
+def unwatched(paths: Paths, identity: Identity) -> dict[str, Any]:
+    """The same for a QEMU that ended while nobody was watching: its logs and the kernel's are all there is. A console
+    that ends in a panic is believed: the guest says nothing after it."""
+    told = oom.judge(UNKNOWN, oom.Counters(), oom.Counters(), oom.kernel_log(identity))
+    return evidence(paths, UNKNOWN, [], heard=False, told=told)

@@ -167,12 +167,17 @@ def test_interfaces_routes_and_neighbours(agent: AgentProcess) -> None:
         {"dest": "", "gateway": "10.9.9.9", "device": "eth0"},  # reachable only through the next one
         {"dest": "10.9.9.9/32", "device": "eth0", "source": "10.1.2.4"},
         {"dest": "fd01::/48", "device": "eth0", "family": 1},
+        {"dest": "10.7.0.0/16", "device": "eth0", "scope": 253, "metric": 7},
+        {"dest": "10.7.0.0/16", "device": "eth0", "scope": 253, "metric": 9},
+        {"dest": "fd02::/48", "device": "eth0", "family": 1, "metric": 5},
     ]
     for _ in range(2):
         there = client.call("UpdateRoutes", {"routes": {"Routes": routes}})["Routes"]
         assert {"gateway": "10.9.9.9", "device": "eth0"} in there
         assert {"dest": "10.9.9.9/32", "device": "eth0", "source": "10.1.2.4", "scope": 253} in there
         assert {"dest": "fd01::/48", "device": "eth0", "family": 1} in there
+        for route in routes[3:]:
+            assert route in there
         assert {"dest": "10.1.2.0/24", "device": "eth0", "source": "10.1.2.4", "scope": 253} in there
     assert client.call("ListRoutes")["Routes"] == there
     neighbour = {"toIPAddress": {"address": "10.1.2.9"}, "device": "eth0", "lladdr": "02:00:00:00:00:09"}

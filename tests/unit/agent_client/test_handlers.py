@@ -105,17 +105,30 @@ async def test_a_configuration_that_is_damaged_fails_in_words(
         ("created", True, False),
         ("running", True, True),
         ("paused", True, True),
-        ("stopped", True, True),
+        ("stopped", True, None),  # it may have ended before it was started: asking to start it again tells
     ],
 )
 async def test_the_agent_is_asked_what_was_brought_about(
-    link: Link, peer: AgentPeer, state: str | None, created: bool, started: bool
+    link: Link, peer: AgentPeer, state: str | None, created: bool, started: bool | None
 ) -> None:
     if state:
         peer.containers["box"] = state
     peer.containers["other"] = "running"
     assert await handlers.ContainerCreate(link, WORLD).probe(intent("container.create")) == Observed(created)
     assert await handlers.ContainerStart(link, WORLD).probe(intent("container.start")) == Observed(started)
+
+
+@pytest.mark.parametrize(
+    ("state", "frozen", "thawed"),
+    [(None, False, False), ("running", False, True), ("paused", True, False), ("stopped", False, False)],
+)
+async def test_the_agent_is_asked_whether_it_is_frozen(
+    link: Link, peer: AgentPeer, state: str | None, frozen: bool, thawed: bool
+) -> None:
+    if state:
+        peer.containers["box"] = state
+    assert await handlers.ContainerPause(link, WORLD).probe(intent("container.pause")) == Observed(frozen)
+    assert await handlers.ContainerResume(link, WORLD).probe(intent("container.resume")) == Observed(thawed)
 
 
 async def test_the_agent_is_asked_whether_it_knows_a_process(link: Link, peer: AgentPeer) -> None:

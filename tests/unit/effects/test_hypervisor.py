@@ -11,10 +11,10 @@ import pytest
 import trio
 
 from kata_fsm import errors, limits
-from kata_fsm.effects import mounts, process
+from kata_fsm.effects import mounts, oom, process
 from kata_fsm.effects.hypervisor.handler import HypervisorLaunch, HypervisorStop
 from kata_fsm.effects.hypervisor.qmp import Monitor, QmpRefused
-from kata_fsm.effects.hypervisor.watch import judge
+from kata_fsm.effects.hypervisor.watch import judge, unwatched
 from kata_fsm.effects.process import Exit, Identity
 from kata_fsm.effects.protocols import Intent
 
@@ -122,7 +122,10 @@ async def test_a_guest_that_panics_is_told_by_its_console(place, tiny, monitor, 
     [
         (Exit(code=0), {"guest": True, "reason": "guest-reset"}, True, "guest_shutdown"),
         (Exit(code=0), {"guest": False, "reason": "host-signal"}, True, "vm_killed"),
-        (Exit(signal=11), None, True, "vm_killed"),
+        (Exit(signal=11), None, True, "vm_crashed"),
+        (Exit(signal=6, core=True), None, False, "vm_crashed"),
+        (Exit(signal=9), None, True, "vm_killed"),
+        (Exit(signal=15), None, False, "vm_killed"),
         (Exit(code=1), None, True, "vm_exited"),
         (process.UNKNOWN, None, True, "vm_killed"),
         (process.UNKNOWN, None, False, "unknown"),
@@ -131,6 +134,60 @@ async def test_a_guest_that_panics_is_told_by_its_console(place, tiny, monitor, 
 )
 def test_what_evidence_means(ended, shutdown, heard, cause):
     assert judge(ended, shutdown, panicked="", heard=heard)[0] == cause
+
+
+OOM_LINE = "Memory cgroup out of memory: Killed process 77 (qemu-system-x86) total-vm:1kB"
+FAULT_LINE = "qemu-system-x86[77]: segfault at 0 ip 0 sp 0 error 4"
+
+
+@pytest.mark.parametrize(
+    ("ended", "log", "rose", "cause"),
+    [
+        (Exit(signal=9), [OOM_LINE], 0, "host_oom"),
+        (Exit(signal=9), [], 1, "host_oom"),
+        (process.UNKNOWN, [OOM_LINE], 0, "host_oom"),
+        (process.UNKNOWN, [], 1, "host_oom"),
+        (Exit(signal=11), [FAULT_LINE], 1, "vm_crashed"),
+        (process.UNKNOWN, [FAULT_LINE], 0, "vm_crashed"),
+        (Exit(code=0), [], 1, "vm_exited"),
+        (Exit(signal=9), [], 0, "vm_killed"),
+        (process.UNKNOWN, [], 0, "vm_killed"),
+    ],
+)
+def test_what_the_kernel_tells(ended, log, rose, cause):
+    """The OOM killer only ever sends SIGKILL, so whoever ended otherwise was not its victim."""
+    before, now = oom.Counters(3, {"/cg": 5}), oom.Counters(3 + rose, {"/cg": 5 + rose})
+    told = oom.judge(ended, before, now, log)
+    found, message = judge(ended, None, panicked="", heard=True, told=told)
+    assert found == cause
+    assert told.evidence.get("cgroup_oom_kills") == ({"/cg": 1} if rose else None)
+    assert told.evidence.get("host_oom_kills") == (1 if rose else None)
+    assert message
+    # A guest that panicked did so whatever happened to QEMU afterwards.
+    assert judge(ended, None, panicked="a bug", heard=True, told=told)[0] == "guest_panic"
+
+
+def test_an_oom_kill_of_somebody_else_is_put_on_record_and_blamed_for_nothing():
+    told = oom.judge(Exit(signal=9), oom.Counters(3, {}), oom.Counters(4, {}), [])
+    assert (told.by_oom, told.evidence) == ("", {"host_oom_kills": 1})
+    assert oom.judge(Exit(signal=9), oom.Counters(), oom.Counters(), []).evidence == {}
+
+
+def test_counters_of_a_process_can_be_read_twice():
+    before = oom.counters(os.getpid())
+    now = oom.again(before)
+    assert now.cgroups.keys() == before.cgroups.keys()
+    assert oom.judge(Exit(signal=9), before, now, oom.kernel_log(process.identify(os.getpid()))).by_oom == ""
+    assert oom.counters(1 << 22).cgroups == {}
+
+
+async def test_an_end_that_nobody_watched_is_read_from_what_is_written(place):
+    gone = Identity(1 << 22, 1, "boot")
+    assert unwatched(place.paths, gone)["cause"] == "unknown"
+    Path(place.paths.logs).mkdir(parents=True)
+    Path(place.paths.console_log).write_text("[ 1.0] Kernel panic - not syncing: Fatal exception\n")
+    found = unwatched(place.paths, gone)
+    assert (found["cause"], found["exit"]["signal"]) == ("guest_panic", None)
 
 
 async def test_a_stuck_qemu_is_stopped_by_force(place, tiny, monitor, monkeypatch):
@@ -251,3 +308,27 @@ async def test_a_silent_monitor_is_given_up(place, monitor):
         with pytest.raises(errors.TimeoutExceeded, match="did not answer"):
             await monitor.command("query-status", limit_s=0.2)
     os.unlink(place.paths.qmp_sock)
+
+
+async def test_what_was_counted_long_before_is_nobodys_end(monkeypatch):
+    """A process of the same cgroup was killed for memory; QEMU only later, by a person."""
+    counted = [oom.Counters(1, {"/cg": 1}), oom.Counters(2, {"/cg": 2})]
+    fresh = trio.Event()
+
+    def counters(pid):
+        if len(counted) == 1:
+            fresh.set()
+            return counted[0]
+        return counted.pop(0)
+
+    monkeypatch.setattr(oom, "counters", counters)
+    monkeypatch.setattr(oom, "again", lambda before: oom.Counters(2, {"/cg": 2}))
+    monkeypatch.setattr(oom, "LOG_CHECK_S", 0.01)
+    witnesses = oom.Watch(process.identify(os.getpid()))
+    assert witnesses.testify(Exit(signal=9)).by_oom
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(witnesses.keep_fresh)
+        with trio.fail_after(5):
+            await fresh.wait()
+        nursery.cancel_scope.cancel()
+    assert witnesses.testify(Exit(signal=9)).by_oom == ""

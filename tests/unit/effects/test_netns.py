@@ -8,8 +8,11 @@ import pytest
 
 from kata_fsm import errors
 from kata_fsm.effects import mounts, netns
+from kata_fsm.effects.hypervisor.settings import HypervisorSettings
+from kata_fsm.effects.network import handlers
 from kata_fsm.effects.protocols import Intent
 
+SETTINGS = HypervisorSettings()
 ATTACH = Intent("network.attach", "", {"netns": ""})
 
 
@@ -19,7 +22,7 @@ def inside(path: str, *command: str) -> str:
 
 async def test_ours_is_made_with_loopback_up_and_removed(place):
     here = os.readlink("/proc/thread-self/ns/net")
-    attach, detach = netns.NetworkAttach(place.paths), netns.NetworkDetach(place.paths)
+    attach, detach = handlers.NetworkAttach(place.paths, SETTINGS), handlers.NetworkDetach(place.paths, SETTINGS)
     assert (await attach.probe(ATTACH)).done is False
     result = await attach.perform(ATTACH)
     assert result == {"netns": place.paths.netns, "created": True, "model": "none", "unserved": []}
@@ -43,11 +46,11 @@ async def test_a_given_one_is_checked_and_left_alone(place):
     inside(given, "ip", "tuntap", "add", "dev", "t0", "mode", "tap")
     inside(given, "ip", "link", "set", "t0", "up")
     intent = Intent("network.attach", "", {"netns": given})
-    result = await netns.NetworkAttach(place.paths).perform(intent)
+    result = await handlers.NetworkAttach(place.paths, SETTINGS).perform(intent)
     assert result["created"] is False
     assert result["unserved"] == ["t0"]
     assert result["warning"] == f"the network model is `none`: the guest will not have `t0` of `{given}`"
-    assert await netns.NetworkDetach(place.paths).perform(intent) == {"removed": False}
+    assert await handlers.NetworkDetach(place.paths, SETTINGS).perform(intent) == {"removed": False}
     assert netns.is_network_namespace(given)
     assert netns.remove(given)
 
@@ -60,4 +63,4 @@ async def test_what_is_no_namespace_is_refused(place):
         ("/proc/self/ns/mnt", "is not a network namespace"),
     ):
         with pytest.raises(errors.EffectError, match=reason):
-            await netns.NetworkAttach(place.paths).perform(Intent("network.attach", "", {"netns": path}))
+            await handlers.NetworkAttach(place.paths, SETTINGS).perform(Intent("network.attach", "", {"netns": path}))

@@ -58,7 +58,7 @@ async def test_a_dead_virtiofsd_is_reported_and_released(place):
 
         nursery.start_soon(kill)
         evidence = await prepare.watch(identity)
-    assert evidence["cause"] == "share_died"
+    assert evidence["cause"] == "virtiofsd_lost"
     assert evidence["message"].startswith("virtiofsd was killed by SIGSEGV")
     assert (await prepare.probe(NOTHING)).done is False
     await release.perform(NOTHING)

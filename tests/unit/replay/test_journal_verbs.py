@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from journal import Journal, layout
+from journal import Journal, Stamp, layout
 from kata_fsm.cli.main import main
 from tests.support.pods import Host
 
@@ -293,7 +293,7 @@ def test_signed_checkpoints(path: Path, tmp_path: Path, call: Called) -> None:
     code, out, _ = call(*on(path, "journal", "verify", "--pubkey", public))
     assert (code, "checkpoint" in out) == (6, True)
     code, _, err = call(*on(path, "journal", "checkpoint", "--sign", public))
-    assert code == 1
+    assert code == 2
     assert err.count("\n") == 1
 
 
@@ -328,8 +328,60 @@ def test_following_prints_what_comes(path: Path, tmp_path: Path) -> None:
         cwd=root,
         text=True,
     ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline()
-        assert main(on(path, "journal", "checkpoint")) == 0
-        assert "journal.checkpoint" in process.stdout.readline()
-        process.terminate()
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            assert main(on(path, "journal", "checkpoint")) == 0
+            assert "journal.checkpoint" in process.stdout.readline()
+        finally:
+            process.terminate()
+
+
+def test_exit_codes_are_those_of_the_one_table() -> None:
+    import journal
+    from kata_fsm import errors
+
+    wanted = {
+        "JournalDamaged": errors.EXIT_DAMAGED, "JournalVersionError": errors.EXIT_DAMAGED,
+        "ChainBroken": errors.EXIT_CHAIN, "JournalPruned": errors.EXIT_GAP, "JournalBusy": errors.EXIT_BUSY,
+        "JournalDiskFull": errors.EXIT_NO_SPACE, "JournalReadOnly": errors.EXIT_READ_ONLY,
+        "JournalForeign": errors.EXIT_READ_ONLY, "VersionConflict": errors.EXIT_ILLEGAL,
+        "StreamMissing": errors.EXIT_FAILED, "JournalMissing": errors.EXIT_FAILED,
+    }  # fmt: skip
+    assert {name: getattr(journal, name).exit_code for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    "argv", [["stat"], ["tail"], ["verify"], ["list", "-o", "json"], ["get", "1"], ["prune", "--keep", "1s"]]
+)
+def test_the_verbs_are_lazy(path: Path, argv: list[str]) -> None:
+    """None of what only supervisors, networks and signatures need is imported."""
+    heavy = {"trio", "pyroute2", "qemu", "cryptography", "google", "transitions", "asyncio", "hypothesis"}
+    code = (
+        "import sys; from kata_fsm.cli.main import main; code = main(sys.argv[1:]); "
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr); sys.exit(code)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, "journal", *argv, "--journal", str(path)],
+        cwd=Path(__file__).resolve().parents[3], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert not heavy & set(ran.stderr.split())
+
+
+def test_another_hosts_journal_is_taken_over_on_purpose(
+    path: Path, call: Called, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kata_fsm.world import World
+
+    monkeypatch.setattr(World, "host_id", lambda self: "host-b")
+    with Journal.open(path) as journal:
+        stamp = Stamp(1, 1, "boot")
+        journal.adopt("host-a", stamp=stamp, reason="it was there first")
+    for argv in (["checkpoint"], ["prune", "--keep", "1s"], ["reindex"]):
+        code, _, err = call(*on(path, "journal", *argv))
+        assert (code, "belongs to `host-a`" in err) == (12, True), argv
+    assert call(*on(path, "replay", "web"))[0] == 0
+    assert call(*on(path, "journal", "adopt"))[0] == 2, "why must be said"
+    assert "belongs to this host" in call.lines(*on(path, "journal", "adopt", "--reason", "the disk was moved"))[0]
+    call.lines(*on(path, "journal", "checkpoint"))
+    call.lines(*on(path, "journal", "verify"))

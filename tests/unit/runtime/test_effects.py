@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from journal import Journal
-from kata_fsm.errors import EffectError
+from kata_fsm.errors import EffectError, TimeoutExceeded
 from kata_fsm.machines import agent, container, network, process, sandbox, share, vm
 from kata_fsm.machines.vocab import Cause, Delete, StopSandbox, VmDied
 from tests.support.lives import live
@@ -224,3 +224,13 @@ async def test_a_note_moves_nothing(journal: Journal, stage: Stage) -> None:
         await runtime.note("note", "signal_forwarded", {"process": SUBJECT, "signal": 15})
         assert runtime.pod == pod
     assert records(journal)[-1].data == {"process": SUBJECT, "signal": 15}
+
+
+async def test_a_timeout_is_a_cause_of_its_own_and_names_its_phase(journal: Journal, stage: Stage) -> None:
+    stage.fail["agent.connect"] = TimeoutExceeded("hello", "no answer within 60 s", evidence={"limit_s": 60})
+    async with running(journal, stage) as runtime:
+        await runtime.submit(create_box())
+        pod = await runtime.until(state("sandbox", sandbox.DELETED))
+    cause = pod.sandbox.facts["cause"]
+    assert (cause["kind"], cause["message"]) == ("timeout", "no answer within 60 s")
+    assert (cause["evidence"]["phase"], cause["evidence"]["effect"]) == ("hello", "agent.connect")

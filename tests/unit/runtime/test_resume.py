@@ -146,7 +146,7 @@ async def test_a_virtiofsd_that_died_unwatched_is_noticed(journal: Journal, stag
     async with running(journal, stage) as runtime:
         await recover(runtime)
         pod = await live(runtime)
-    assert pod.sandbox.facts["cause"]["kind"] == "share_died"
+    assert pod.sandbox.facts["cause"]["kind"] == "virtiofsd_lost"
     assert pod.share.state == share.RELEASED
 
 

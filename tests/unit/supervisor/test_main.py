@@ -20,6 +20,7 @@ import trio
 
 from journal import Journal
 from kata_fsm import control
+from kata_fsm.effects import mounts
 from kata_fsm.machines import container, sandbox
 from kata_fsm.machines.pod import moved_from_body
 from kata_fsm.world import Paths, journal_dir
@@ -237,6 +238,45 @@ def test_one_that_resumes_an_ended_sandbox_serves_its_deletion(supervisors: Supe
     assert not os.path.exists(supervisors.paths.base)
     assert not os.path.exists(supervisors.paths.logs)
     assert states()["sandbox"] == sandbox.DELETED
+
+
+@pytest.mark.parametrize("journal", ["gone", "another"])
+def test_one_that_has_lost_its_journal_touches_nothing(supervisors: Supervisors, tmp_path: Path, journal: str) -> None:
+    """A shim starts it, and knows nothing of that. What is bound in its directory is a container's root file system."""
+    if journal == "another":
+        Journal.open(journal_dir()).close()
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "data").write_text("somebody's")
+    shared = f"{supervisors.paths.base}/shared"
+    os.makedirs(shared)
+    mounts.bind(str(bundle), shared)
+    try:
+        process, said = supervisors.run(resume=True)
+        assert b"error" in said
+        assert "journal" in supervisors.leave(process)
+        assert process.returncode == 1
+        assert (bundle / "data").read_text() == "somebody's"
+        assert os.path.exists(journal_dir()) == (journal == "another")
+    finally:
+        mounts.unmount_below(shared)
+
+
+def test_the_last_traces_are_not_removed_through_a_mount(supervisors: Supervisors, plant: Any, tmp_path: Path) -> None:
+    plant(state("sandbox", sandbox.STOPPED))
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "data").write_text("somebody's")
+    left = f"{supervisors.paths.base}/left"
+    os.makedirs(left)
+    mounts.bind(str(bundle), left)
+    try:
+        process, _ = supervisors.run(resume=True)
+        assert supervisors.ask(op="delete", container=BOX) == {"ok": True}
+        assert "still mounted" in supervisors.leave(process)
+        assert (bundle / "data").read_text() == "somebody's"
+    finally:
+        mounts.unmount_below(left)
 
 
 def test_one_whose_sandbox_has_ended_leaves_and_another_comes(supervisors: Supervisors, plant: Any) -> None:

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must hold after every step and at the end, by what the world knows and the journal does not.
+
+Each stream is folded here once more, record by record, and every transition is compared with the tables.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from kata_fsm.machines import Moved, Pod, agent, check, container, evolve, process, sandbox
+from kata_fsm.machines.coupling import next_move
+from kata_fsm.machines.pod import INIT, TABLES
+from kata_fsm.machines.vocab import CAUSES, EXIT_UNKNOWN
+from kata_fsm.projections import project
+
+if TYPE_CHECKING:
+    from kata_fsm.machines.pod import Unit
+    from kata_fsm.testing.sim.universe import Universe
+
+TOLD_BY_THE_GUEST = frozenset({"exited", "signaled", "guest_oom"})
+
+
+class Truth:
+    """The checks of one universe. Whatever is wrong is added to its list."""
+
+    def __init__(self, universe: Universe) -> None:
+        self._universe = universe
+        self._folded: dict[str, tuple[Pod, int]] = {}
+        self.final = False  # everything is over
+
+    def _wrong(self, stream: str, what: str) -> None:
+        self._universe.wrong.append(f"`{stream}`: {what}")
+
+    def folded(self, stream: str) -> Pod:
+        """The fold of what is recorded now, every new record checked."""
+        pod, begun = self._folded.get(stream, (Pod(), 0))
+        rev = begun
+        for record in self._universe.journal.read_stream(stream, rev + 1):
+            rev = record.rev
+            if record.kind == "outcome" and record.data.get("evidence", {}).get("bug"):
+                self._wrong(stream, f"an effect failed by a bug: {record.data}")
+            if record.kind != "event":
+                continue
+            event = msgspec.json.decode(record.body, type=Moved)
+            problem = check(pod, event)
+            if problem is not None:
+                self._wrong(stream, f"record {record.rev}: {problem}")
+            pod = evolve(pod, event)
+            self._universe.seen[f"{event.machine} {event.source} {event.trigger}"] += 1
+        self._folded[stream] = (pod, rev)
+        if rev != begun:
+            self._projections(stream, pod)
+            move = next_move(pod)
+            if move is not None:
+                self._wrong(stream, f"a step ended before the fixed point: `{move.rule}` is due")
+        return pod
+
+    def _projections(self, stream: str, pod: Pod) -> None:
+        for key, value in project(pod, stream).items():
+            held = self._universe.journal.projection(key)
+            if pod.sandbox.state != sandbox.ABSENT and value is not None and held != value:
+                self._wrong(stream, f"projection `{key.decode()}` is not what the records fold to")
+
+    def check(self) -> None:
+        """Everything that holds at any time."""
+        universe = self._universe
+        for stream in universe.streams:
+            pod = self.folded(stream)
+            life = universe.lives.get(stream)
+            if life is not None and life.runtime is not None and not life.doomed.dead and life.runtime.pod != pod:
+                self._wrong(stream, "the fold of the journal is not the live state")
+            for subject, unit in pod.processes.items():
+                self._process(stream, subject, unit)
+            for subject, unit in pod.containers.items():
+                self._container(stream, subject, unit)
+            cause = pod.sandbox.facts.get("cause", {}).get("kind")
+            if pod.sandbox.state in (sandbox.STOPPED, sandbox.FAILED) and cause not in CAUSES:
+                self._wrong(stream, f"it ended with cause `{cause}`")
+        for what in universe.host.ledger.wrong:
+            self._wrong("host", what)
+
+    def _process(self, stream: str, subject: str, unit: Unit) -> None:
+        if unit.state not in (process.EXITED, process.CLOSED):
+            return
+        owner, name = subject.rsplit("/", 1)
+        guest = self._universe.guest_of(stream)
+        workload = None if guest is None else guest.find(owner, name)
+        code, cause = unit.facts.get("exit_code"), unit.facts.get("cause", {}).get("kind")
+        if cause not in CAUSES:
+            self._wrong(stream, f"{subject} ended with cause `{cause}`")
+        if cause in TOLD_BY_THE_GUEST:
+            if workload is None or not workload.over or code != workload.status:
+                real = None if workload is None else (workload.code, workload.signal)
+                self._wrong(stream, f"{subject} is said to have ended with {code} ({cause}), really {real}")
+        elif code != EXIT_UNKNOWN:
+            self._wrong(stream, f"{subject} ended with cause `{cause}` and code {code}: unknown is never success")
+        if workload is None:
+            return
+        if "spawned" not in unit.facts and name != INIT and workload.began and not workload.over and not self._deaf(stream):
+            self._wrong(stream, f"{subject} is said to have failed, and runs in the guest")
+        for shim in self._universe.shims:
+            if shim.stream == stream and shim.subject == subject:
+                if self.final and not shim.told and not shim.killed and "shim" in unit.facts:
+                    self._wrong(stream, f"the shim of {subject} was never told how it ended")
+                if shim.told and shim.code != code:
+                    self._wrong(stream, f"the shim of {subject} ended with {shim.code}, the record says {code}")
+                for number, data in shim.received.items():
+                    if not workload.outputs[number].startswith(data):
+                        self._wrong(stream, f"output {number} of {subject} was lost or doubled: {data!r}")
+
+    def _deaf(self, stream: str) -> bool:
+        """Nobody can learn anything from the guest any more: it is off, silent, or dismissed and about to be off."""
+        guest, (pod, _) = self._universe.guest_of(stream), self._folded[stream]
+        return guest is None or guest.off or guest.silent or pod.agent.state in agent.OVER
+
+    def _container(self, stream: str, subject: str, unit: Unit) -> None:
+        guest = self._universe.guest_of(stream)
+        if guest is None:
+            return
+        for (owner, name), count in guest.begun.items():
+            if count > 1:
+                self._wrong(stream, f"{owner}/{name or INIT} was started {count} times")
+        box = guest.boxes.get(subject)
+        if unit.facts.get("started") and not guest.begun.get((subject, "")):
+            self._wrong(stream, f"{subject} is said to run, and was never started")
+        if unit.state in (container.PAUSED, container.RUNNING) and box is not None and not self._deaf(stream):
+            frozen = box.state == "paused"
+            if frozen != (unit.state == container.PAUSED) and box.state != "stopped":
+                self._wrong(stream, f"{subject} is `{unit.state}`, in the guest it is `{box.state}`")
+
+    def at_the_end(self) -> None:
+        """After everything was deleted."""
+        universe = self._universe
+        self.final = True
+        self.check()
+        for stream in universe.streams:
+            pod = self.folded(stream)
+            if pod.sandbox.state not in (sandbox.DELETED, sandbox.ABSENT):
+                states = ", ".join(f"{m} {s} {u.state}" for m, s, u in pod.units() if u.state not in TABLES[m].terminal)
+                self._wrong(stream, f"it cannot be deleted: {states}")
+        left = universe.ids()
+        if left:
+            self._wrong("host", f"these ids are not free: {left}")
+        for kind, name in list(universe.host.ledger.held):
+            uid = name.split("/")[0]
+            if kind in ("directory", "file") and uid in universe.orphaned():
+                universe.seen["directory left behind by a supervisor that died while it cleaned"] += 1
+                universe.host.drop_file(name) if kind == "file" else universe.host.give_back(kind, name)
+            else:
+                self._wrong("host", f"{kind} `{name}` is left")
+        for odd in universe.host.ledger.unbalanced():
+            self._wrong("host", odd)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Goal: whatever ends a sandbox is told truly, with what it was concluded from, and the engine never sees a made-up 0."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kata_fsm.testing.bundle import config
+from tests.support.kata import LIMIT_S, Kata, wait_until
+
+SLEEP = ("/bin/sh", "-c", "echo up; sleep 1000")
+MEMORY = Path("/sys/fs/cgroup/memory")
+
+
+def cause_of(kata: Kata, name: str, machine: str = "sandbox", what: str = "stop") -> dict[str, Any]:
+    """The cause that a sandbox ended with, evidence and all."""
+    found = [row for row in kata.story(name) if row.get("machine") == machine and row["what"] == what]
+    cause: dict[str, Any] = next(row["detail"]["cause"] for row in found if "cause" in row["detail"])
+    return cause
+
+
+def run_and_end(kata: Kata, name: str, end: Any, *args: str, env: dict[str, str] | None = None, **changes: Any) -> int:
+    """Run a container until it has said `up`, let `end` happen, and answer what the engine sees."""
+    runner = kata.spawn("run", "--bundle", str(kata.bundle(name, *(args or SLEEP), **changes)), name)
+    assert runner.stdout is not None
+    with runner, runner.stdout:
+        assert runner.stdout.readline() == "up\n"
+        end()
+        return runner.wait(LIMIT_S)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(signal.SIGKILL, "vm_killed"), (signal.SIGSEGV, "vm_crashed"), (signal.SIGABRT, "vm_crashed")],
+)
+def test_a_vmm_that_a_signal_ends(kata: Kata, number: signal.Signals, kind: str) -> None:
+    def end() -> None:
+        (qemu,) = kata.processes("qemu-system", "sandbox-c1")
+        os.kill(qemu, number)
+
+    assert run_and_end(kata, "c1", end) == 255
+    cause = cause_of(kata, "c1")
+    assert (cause["kind"], cause["evidence"]["exit"]["signal"]) == (kind, number)
+    assert number.name in cause["message"]
+    assert "kata-agent" in cause["evidence"]["console"]
+
+
+def test_a_panic_of_the_guest_is_told_by_its_panic_device(kata: Kata) -> None:
+    """A container that may write to /proc/sysrq-trigger, as a privileged one may.
+
+    The device's driver is loaded when nothing else wants the processor; before that the console alone tells of a panic.
+    """
+    linux = config([])["linux"]
+    linux["readonlyPaths"] = []
+    driver = "until [ -d /sys/module/pvpanic_mmio ]; do sleep 0.1; done"
+    script = f"{driver}; echo up; read line; echo c >/proc/sysrq-trigger; sleep 1000"
+    bundle = kata.bundle("c1", "/bin/sh", "-c", script, linux=linux)
+    runner = kata.spawn("run", "--bundle", str(bundle), "c1", stdin=subprocess.PIPE)
+    assert runner.stdout is not None
+    assert runner.stdin is not None
+    with runner, runner.stdout:
+        assert runner.stdout.readline() == "up\n"
+        runner.stdin.write("now\n")
+        runner.stdin.close()
+        assert runner.wait(LIMIT_S) == 255
+    cause = cause_of(kata, "c1")
+    assert cause["kind"] == "guest_panic"
+    assert "sysrq triggered crash" in cause["message"]
+    assert cause["evidence"]["panic"]["action"] in ("poweroff", "pause", "run")  # QEMU heard it from the device
+    assert "Kernel panic" in cause["evidence"]["console"]
+
+
+def test_a_container_over_its_memory_limit(kata: Kata) -> None:
+    linux = {**config([])["linux"], "resources": {"memory": {"limit": 16 << 20}}}
+    bundle = kata.bundle("c1", "/bin/dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1", linux=linux)
+    with kata.spawn("run", "--bundle", str(bundle), "c1") as runner:
+        assert runner.wait(LIMIT_S) == 137
+    cause = cause_of(kata, "c1", "process", "exited")
+    assert (cause["kind"], cause["evidence"]["signal"]) == ("guest_oom", 9)
+
+
+def test_a_lost_virtiofsd(kata: Kata) -> None:
+    def end() -> None:
+        for pid in kata.processes("virtiofsd"):
+            os.kill(pid, signal.SIGKILL)
+
+    assert run_and_end(kata, "c1", end) == 255
+    cause = cause_of(kata, "c1")
+    assert (cause["kind"], cause["evidence"]["exit"]["signal"]) == ("virtiofsd_lost", 9)
+
+
+def test_a_vmm_whose_end_nobody_saw(kata: Kata) -> None:
+    """Its wait status is lost with its supervisor, and that is said."""
+    kata.detached("c1", kata.bundle("c1", *SLEEP))
+    (qemu,) = kata.processes("qemu-system", "sandbox-c1")
+    for pid in [*kata.processes("supervisor", "c1"), *kata.processes("shim", "c1"), qemu]:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: kata.status("c1") == "stopped", "the container is stopped")
+    cause = cause_of(kata, "c1")
+    assert (cause["kind"], cause["evidence"]["wait_status"]) == ("vm_killed", "unknown")
+    assert "while no supervisor was watching" in cause["message"]
+    kata("delete", "c1")
+
+
+@pytest.fixture
+def memory_cgroup() -> Iterator[Path]:
+    """A memory cgroup of version 1, in which a test starts processes."""
+    if not (MEMORY / "memory.limit_in_bytes").exists():
+        pytest.skip("the host has no memory cgroups of version 1")
+    directory = MEMORY / f"kf-test-{os.getpid()}"
+    directory.mkdir()
+    yield directory
+    wait_until(lambda: not (directory / "cgroup.procs").read_text(), "the cgroup is empty")
+    directory.rmdir()
+
+
+def test_a_host_out_of_memory(kata: Kata, memory_cgroup: Path) -> None:
+    """The OOM killer of the cgroup that QEMU runs in takes it, as the largest in there."""
+    script = "echo up; read line; dd if=/dev/zero of=/dev/null bs=100M count=1; sleep 1000"
+    bundle = kata.bundle("c1", "/bin/sh", "-c", script)
+
+    def enter() -> None:
+        (memory_cgroup / "cgroup.procs").write_text("0")
+
+    runner = kata.spawn("run", "--bundle", str(bundle), "c1", stdin=subprocess.PIPE, preexec_fn=enter)
+    assert runner.stdout is not None
+    assert runner.stdin is not None
+    with runner, runner.stdout:
+        assert runner.stdout.readline() == "up\n"
+        used = int((memory_cgroup / "memory.usage_in_bytes").read_text())
+        (memory_cgroup / "memory.limit_in_bytes").write_text(str(used + (24 << 20)))
+        runner.stdin.write("now\n")
+        runner.stdin.close()
+        assert runner.wait(LIMIT_S) == 255
+    cause = cause_of(kata, "c1")
+    assert cause["kind"] == "host_oom", cause
+    assert cause["evidence"]["exit"]["signal"] == 9
+    assert cause["evidence"]["cgroup_oom_kills"] or cause["evidence"]["kernel_log"]

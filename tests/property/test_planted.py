@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fuzzer finds bugs: some are planted, and each is found, made minimal, and seen again by what was printed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kata_fsm.effects.fake.wiring import FakeWiring
+from kata_fsm.effects.process import Exit
+from kata_fsm.effects.protocols import Observed
+from kata_fsm.machines import coupling
+from kata_fsm.supervisor import watch
+from kata_fsm.testing.sim.campaign import Failure, Parameters, attempt_alone, explore, numbers
+from kata_fsm.testing.sim.lives import Rewire
+from kata_fsm.testing.sim.programs import parse, show
+
+PROGRAMS = 600
+SHRUNK_MAX = 6
+
+
+def found(rewire: Rewire = lambda wiring: None) -> Failure:
+    """What a campaign finds; it is there, short, and repeats from its text."""
+    given = Parameters("planted", PROGRAMS)
+    tally = explore(given, numbers(given), rewire=rewire)
+    assert tally.failure is not None, "the planted bug was not found"
+    failure = tally.failure
+    assert len(failure.shrunk) <= min(SHRUNK_MAX, len(failure.program)), show(failure.shrunk)
+    again = attempt_alone(parse(show(failure.shrunk)), f"planted.{failure.number}", rewire=rewire)
+    assert again.wrong
+    return failure
+
+
+def replaced(kind: str, method: str, make: Callable[[Any], Any]) -> Rewire:
+    """A rewiring that replaces one method of one handler."""
+
+    def rewire(wiring: FakeWiring) -> None:
+        handler: Any = wiring.handlers[kind].handler  # type: ignore[attr-defined]
+        setattr(handler, method, make(handler))
+
+    return rewire
+
+
+def test_a_clean_up_that_forgets_something() -> None:
+    def make(handler: Any) -> Any:
+        async def perform(intent: Any) -> dict[str, Any]:
+            handler.host.give_back("mount", handler.name(intent))
+            return {}  # and the cgroup?
+
+        return perform
+
+    assert "cgroup" in found(replaced("container.discard", "perform", make)).wrong
+
+
+def test_an_undo_that_forgets_something() -> None:
+    def make(handler: Any) -> Any:
+        async def undo(intent: Any) -> dict[str, Any]:
+            process = handler.host.find("virtiofsd", handler.uid)
+            if process is not None:
+                handler.host.end(process.identity, Exit(signal=9))
+            return {}  # and the tree, and what is mounted in it?
+
+        return undo
+
+    assert "tree" in found(replaced("share.release", "undo", make)).wrong
+
+
+def test_a_probe_that_says_yes_too_early() -> None:
+    def make(handler: Any) -> Any:
+        async def probe(intent: Any) -> Observed:
+            return Observed(True)
+
+        return probe
+
+    found(replaced("hypervisor.stop", "probe", make))
+
+
+def test_an_unknown_end_that_is_taken_for_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coupling, "EXIT_UNKNOWN", 0)
+    assert "unknown is never success" in found().wrong
+
+
+def test_a_row_of_the_coupling_table_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = tuple(rule for rule in coupling.RULES if rule.name != "leave-network")
+    monkeypatch.setattr(coupling, "RULES", rules)
+    assert "cannot be deleted" in found().wrong
+
+
+def test_a_watch_that_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ends unseen leaves a container that seems to live."""
+
+    async def blind(self: Any) -> None:
+        return
+
+    monkeypatch.setattr(watch.Watcher, "_exit", blind)
+    found()

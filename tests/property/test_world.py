@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lives of sandboxes in the simulated world: real runtime, recovery, supervisor and journal; everything else may go wrong.
+
+A plain run plays 2,000 random programs. KATA_FSM_PROFILE=ci plays 20,000, as CI does; =nightly goes on for hours
+(KATA_FSM_HOURS, 4 of them by default) with other programs every night. A failure prints the command that repeats it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from world_programs import AMID, COMMONEST, FOUND, Program, dying_at, with_each_fault
+
+from journal import Journal
+from kata_fsm.testing.sim import coverage
+from kata_fsm.testing.sim.campaign import Parameters, attempt, attempt_alone, damage, opened, scratch
+from kata_fsm.testing.sim.programs import show
+from kata_fsm.testing.sim.worker import campaign
+from kata_fsm.world import WORLD
+
+PROFILE = os.environ.get("KATA_FSM_PROFILE", "")
+PROGRAMS = {"ci": 20_000, "nightly": 10**9}.get(PROFILE, 2_000)
+JOBS = 2
+
+
+@pytest.fixture
+def journal() -> Iterator[Journal]:
+    with scratch() as directory, opened(directory) as journal:
+        yield journal
+        assert not damage(journal)
+
+
+def held(program: Program, journal: Journal, seed: str, seen: Counter[str] | None = None) -> None:
+    """Play a program; a failure says how to see it again."""
+    verdict = attempt(program, journal, seed, seen=seen, distinct_awaits=True)
+    assert not verdict.wrong, f"{verdict.wrong[0]}\nkata-fsm fuzz --seed '{seed}' --program \"{show(program)}\""
+
+
+def test_random_programs_hold_and_reach_everything() -> None:
+    """Safety, liveness, truth; and, so that this means something, every transition and every fault."""
+    nightly = PROFILE == "nightly"
+    seed = WORLD.random_bytes(4).hex() if nightly else "ci"
+    seconds = float(os.environ.get("KATA_FSM_HOURS", "4")) * 3600 if nightly else None
+    given = Parameters(seed, PROGRAMS, seconds=seconds)
+    tally = campaign(given, JOBS)
+    if tally.failure is not None:
+        name, program = f"{given.seed}.{tally.failure.number}", show(tally.failure.shrunk)
+        pytest.fail(f"{tally.failure.wrong}\nkata-fsm fuzz --seed '{name}' --program \"{program}\"")
+    if tally.ran >= 20_000:
+        missing = coverage.missing(tally.seen)
+        assert not missing, f"never reached: {missing}"
+
+
+@pytest.mark.parametrize("name", COMMONEST)
+def test_the_supervisor_may_die_at_any_point_of_a_common_life(name: str, journal: Journal) -> None:
+    """Before and after every append and every step of an effect, and between any two steps of its tasks."""
+    program, seen = COMMONEST[name], Counter[str]()
+    whole = attempt(dying_at(program, "await", 10**6), journal, name, distinct_awaits=True)
+    assert not whole.wrong, whole.wrong[0]
+    for boundary, count in whole.boundaries.items():
+        for at in range(count):
+            held(dying_at(program, boundary, at), journal, f"{name} {boundary} {at}", seen)
+        assert seen[f"death at {boundary}"] >= count // 2, "most of these deaths did not happen"
+
+
+@pytest.mark.parametrize("name", AMID)
+def test_every_fault_may_meet_every_request(name: str, journal: Journal) -> None:
+    """Each fault of each effect, and of each call to the agent, while something is asked for."""
+    for number, program in enumerate(with_each_fault(*AMID[name])):
+        held(program, journal, f"{name} {number}")
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_once_holds(name: str) -> None:
+    """Programs that have found something."""
+    verdict = attempt_alone(FOUND[name], name)
+    assert not verdict.wrong, verdict.wrong[0]
+
+
+def test_a_seed_repeats_a_run_to_the_byte(journal: Journal) -> None:
+    """Ids, times, the order of everything: the journals of two runs are the same."""
+    program: Program = [
+        *COMMONEST["an exec"][:3],
+        ("crash", 0),
+        ("fault", 3, 1),
+        ("race", ("exec", 0, 0), ("force", 0, 0)),
+    ]
+    heads = set()
+    for _ in range(3):
+        with scratch() as directory, opened(directory) as other:
+            held(program, other, "again")
+            heads.add(other.head().digest)
+    assert len(heads) == 1

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `recover` asks of a supervisor: to come to rest, to try again a bounded number of times, to force an end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from journal import Journal
+from kata_fsm.errors import EffectError
+from kata_fsm.limits import RECOVER_ATTEMPTS
+from kata_fsm.machines import network, sandbox, vm
+from kata_fsm.recovery import stuck
+from kata_fsm.supervisor import recovering
+from tests.support.house import House
+from tests.support.stage import BOX, Stage, of_kind
+
+WHY = "process `9` is still there"
+
+
+@pytest.fixture
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recovering, "RECOVER_RETRY_S", 0.002)
+
+
+async def _stuck(house: House, stage: Stage) -> None:
+    """A sandbox whose machine monitor cannot be ended."""
+    house.cleaned.set()  # no process is there to remove the last traces
+    shim = await house.run()
+    stage.fail["hypervisor.stop"] = EffectError("kill", WHY)
+    reply = await house.ask("delete", container=BOX, force=True)
+    assert WHY in reply["error"]["message"]
+    assert house.runtime.pod.vm.state == vm.STUCK
+    await shim.aclose()
+
+
+@pytest.mark.usefixtures("_at_once")
+async def test_a_failed_clean_up_is_tried_again_and_then_reported(house: House, stage: Stage, journal: Journal) -> None:
+    await _stuck(house, stage)
+    tried = stage.begun.count(("hypervisor.stop", ""))
+    reply = await house.ask("recover", reason="the night shift", actor={"uid": 7})
+    assert reply["stuck"] == [{"what": "vm", "why": WHY}]
+    assert (reply["state"], reply["under_way"], reply["given_up"]) == (sandbox.STOPPING, [], [])
+    assert stage.begun.count(("hypervisor.stop", "")) == tried + RECOVER_ATTEMPTS
+    (note,) = of_kind(journal, "note", "recover")
+    assert note == {"reason": "the night shift", "by": {"uid": 7}}
+    del stage.fail["hypervisor.stop"]
+    reply = await house.ask("recover", reason="once more")
+    assert reply["stuck"] == []
+    assert house.runtime.pod.sandbox.state == sandbox.DELETED, "its deletion had been asked for"
+
+
+async def test_one_at_rest_only_gets_a_note(house: House, journal: Journal) -> None:
+    shim = await house.run()
+    before = house.runtime.pod
+    assert (await house.ask("recover", reason="x"))["state"] == sandbox.READY
+    assert house.runtime.pod is before
+    await shim.aclose()
+
+
+async def test_an_end_is_forced_and_what_is_left_is_told(house: House, stage: Stage, journal: Journal) -> None:
+    await _stuck(house, stage)
+    stage.fail["network.detach"] = EffectError("unmount", "it is busy")
+    reply = await house.ask("resolve", reason="it hangs in the kernel", actor={"uid": 7})
+    assert reply["given_up"] == [{"what": "vm", "why": WHY}, {"what": "network", "why": "it is busy"}]
+    pod = house.runtime.pod
+    assert (pod.vm.state, pod.network.state, stuck(pod)) == (vm.GONE, network.DETACHED, [])
+    assert pod.sandbox.state == sandbox.DELETED, "its deletion had been asked for"
+    assert (await house.ask("resolve", reason="x"))["error"]["family"] == "caller"
+    (command,) = of_kind(journal, "command", "resolve_sandbox")
+    assert command == {"reason": "it hangs in the kernel"}
+
+
+@pytest.mark.parametrize("op", ["recover", "resolve"])
+async def test_a_reason_is_required(house: House, journal: Journal, op: str) -> None:
+    shim = await house.run()
+    head = journal.head().seq
+    replies: list[Any] = [await house.ask(op), await house.ask(op, reason=""), await house.ask(op, reason=7)]
+    assert all("has no `reason`" in reply["error"]["message"] for reply in replies)
+    assert journal.head().seq == head
+    await shim.aclose()
