@@ -32,6 +32,10 @@ QMP_CONNECT_TIMEOUT_S = 20.0
 QMP_COMMAND_TIMEOUT_S = 10.0
 VM_STOP_GRACE_S = 3.0
 PROCESS_KILL_WAIT_S = 5.0
+HOOK_TIMEOUT_S = 120  # of a hook that names none: nobody could be sure of deleting a container whose hook hangs
+PROCESS_EXEC_S = (
+    0.2  # the kernel puts a new program's arguments in place within microseconds, unless it is not scheduled
+)
 KVM_PROBE_S = 6.0
 
 # Output pumping: one read from the guest. Large reads carry 70 to 130 MB/s through a virtio-serial port, 4 KB ones 10.

@@ -86,6 +86,33 @@ class Options:
             raise UsageError("shim: expected `ID --stream STREAM --container KEY [--process ID] [--tty] [--early]`")
 
 
+class View:
+    """Where the shim stands: with `/` being the container's root file system, or at home with the host's.
+
+    The verb that started us made that mount namespace (`cli/view.py`) and left two descriptors. Files in it are the guest's:
+    in there nothing is imported, so that no code of the guest's runs on the host.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._inside, self._home = (int(word) for word in text.split(":")) if text else (-1, -1)
+        self._finders = sys.meta_path[:]
+        if text:
+            os.set_inheritable(self._inside, False)
+            os.set_inheritable(self._home, False)
+
+    def enter(self) -> None:
+        """Go in."""
+        if self._inside >= 0:
+            spawn.set_namespace(self._inside)
+            sys.meta_path.clear()
+
+    def leave(self) -> None:
+        """Go home."""
+        if self._home >= 0:
+            spawn.set_namespace(self._home)
+            sys.meta_path[:] = self._finders
+
+
 class Shim:
     """One process's stand-in. `run` returns the exit code."""
 
@@ -104,6 +131,7 @@ class Shim:
         self.give_up_at_ns = WORLD.mono_ns() + int(SHIM_ATTACH_S * 1e9)
         self.restart_at_ns = 0
         self.wakeup = -1
+        self.view = View(os.environ.pop("KATA_FSM_VIEW", ""))
 
     # --- signals
 
@@ -282,7 +310,9 @@ class Shim:
         if self.connection is not None and self.connection.fileno() in ready:
             self.listen()
         elif self.connection is None and self.exit_code is None and self.may_retry():
+            self.view.leave()
             self.retry()
+            self.view.enter()
 
     def run(self) -> int:
         """Attach, relay until the workload has ended and its output is delivered, and answer its exit code."""

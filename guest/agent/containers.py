@@ -67,7 +67,7 @@ class Container:
             )
         except Exception as error:
             yield from self._clear()
-            raise _as_rpc_error(error, f"cannot create container `{self.id}`") from None
+            raise _as_rpc_error(error, f"cannot create container `{self.id}`", spec.get("process")) from None
         self._oom = OomWatch(self._agent, self.id, self.cgroup)
         self._begin(self.init, launched, "created", process)
         self.become("created" if self.init.exit is None else "stopped")
@@ -110,7 +110,7 @@ class Container:
         except Exception as error:
             del self.processes[exec_id]
             process.become("failed")
-            raise _as_rpc_error(error, f"cannot run process `{exec_id}` in container `{self.id}`") from None
+            raise _as_rpc_error(error, f"cannot run process `{exec_id}` in container `{self.id}`", spec) from None
         finally:
             files.remove(path)
         self._begin(process, launched, "running", spec)
@@ -248,8 +248,12 @@ def valid_id(container_id: object) -> str:
     return container_id
 
 
-def _as_rpc_error(error: Exception, what: str) -> RpcError:
+def _as_rpc_error(error: Exception, what: str, process: Any = None) -> RpcError:
     if isinstance(error, RpcError):
+        if isinstance(process, dict):
+            # crun tells a program that is not there by name, but not one that cannot be executed
+            name = str((process.get("args") or [""])[0])
+            return RpcError(error.code, error.message.replace("open executable: ", f"open executable `{name}`: ", 1))
         return error
     if isinstance(error, OSError):
         return from_os_error(error, what)

@@ -16,7 +16,7 @@ from kata_fsm.errors import UsageError, WorldError
 
 Attributes = list[Any]
 _IFLAG, _OFLAG, _CFLAG, _LFLAG, _CC = 0, 1, 2, 3, 6
-_SOCKET_TIMEOUT_S = 10.0
+_SOCKET_TIMEOUT_S = 10
 
 
 def make_raw(fd: int) -> Attributes:
@@ -75,11 +75,14 @@ def open_given(path: str) -> int:
 def send_master(path: str, master: int) -> None:
     """Hand the master end to whoever listens at `path`, as runc does: its name as data, the descriptor beside it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(_SOCKET_TIMEOUT_S)
+        # Not `settimeout`: connect(2) to a full queue would then fail at once instead of waiting for its turn.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SOCKET_TIMEOUT_S, 0))
         try:
             connection.connect(path)
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [master]).tobytes())
             connection.sendmsg([b"/dev/ptmx"], [rights])
+        except BlockingIOError as error:
+            raise UsageError(f"console socket `{path}`: nobody accepts on it") from error
         except OSError as error:
             raise UsageError(f"console socket `{path}`: {error.strerror or error}") from error
 

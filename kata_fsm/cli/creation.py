@@ -23,13 +23,15 @@ from kata_fsm.cli.log import rfc3339
 from kata_fsm.config.load import load as load_config
 from kata_fsm.config.settings import Settings, hypervisor_settings
 from kata_fsm.control import Connection, raise_error
+from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.errors import CallerError, KataFsmError, SpecError, SupervisorGone, UsageError, WorldError
-from kata_fsm.oci import guest
+from kata_fsm.oci import guest, sizing
 from kata_fsm.oci.check import check
 from kata_fsm.oci.names import check_id
 from kata_fsm.oci.redact import redacted
 from kata_fsm.oci.sandbox import Place, place_of
 from kata_fsm.oci.spec import Loaded, load
+from kata_fsm.oci.status import OCI_VERSION
 from kata_fsm.world import WORLD
 
 
@@ -92,6 +94,11 @@ def check_console(*, terminal: bool, given: bool, attached: bool) -> None:
 def create(context: Context, request: Request) -> Created:
     """Create a container. When this raises, nothing is left that was not there before."""
     _require_free(context, request.id)
+    if context.systemd_cgroup and not os.path.isdir("/run/systemd/system"):  # sd_booted(3)
+        raise UsageError(
+            "systemd cgroup flag passed, but systemd support for managing cgroups is not available",
+            hint="systemd does not run here; use cgroupfs",
+        )
     loaded = load(request.bundle)
     check(loaded)
     given = bool(request.console_socket or request.console)
@@ -135,7 +142,21 @@ def container_message(context: Context, request: Request, loaded: Loaded, adapte
         "created": rfc3339(WORLD.wall_ns()),
         "owner": f"#{os.getuid()}",
         "guest_spec": adapted.guest_spec,
+        **_hooks(request, loaded),
     }
+
+
+def _hooks(request: Request, loaded: Loaded) -> dict[str, Any]:
+    """The hooks that run on the host, and what is the same in every state document they are given; not recorded either."""
+    given = loaded.document.get("hooks") or {}
+    wanted = {kind: given[kind] for kind in ("prestart", "createRuntime", "poststart", "poststop") if given.get(kind)}
+    state = {
+        "ociVersion": OCI_VERSION,
+        "id": request.id,
+        "bundle": request.bundle,
+        "annotations": dict(loaded.annotations),
+    }
+    return {"hooks": {"state": state, **wanted}} if wanted else {}
 
 
 def sandbox_message(
@@ -147,7 +168,7 @@ def sandbox_message(
         "uid": uid,
         "kind": place.kind,
         "root": os.path.realpath(context.root),
-        "hypervisor": hypervisor_settings(settings),
+        "hypervisor": _machine(settings, loaded),
         "config_origin": settings.origin,
         "config_drop_ins": list(settings.drop_ins),
         "config_annotations": settings.annotations,
@@ -159,6 +180,21 @@ def sandbox_message(
         "sandbox_pidns": False,
         "dns": [],
     }
+
+
+def _machine(settings: Settings, loaded: Loaded) -> dict[str, Any]:
+    """The hypervisor's settings, large enough for the limits in the bundle."""
+    found = hypervisor_settings(settings)
+    usual = HypervisorSettings()
+    want = sizing.wanted(loaded.spec.linux.resources if loaded.spec.linux else None, loaded.annotations)
+    size = sizing.sized(
+        want,
+        memory_mib=found.get("memory_mib", usual.memory_mib),
+        vcpus=found.get("vcpus", usual.vcpus),
+        host_mib=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20,
+        host_cpus=os.cpu_count() or 1,
+    )
+    return {**found, **size}
 
 
 def _require_free(context: Context, container_id: str) -> None:
@@ -202,7 +238,12 @@ def _create_in(
                 context,
                 connection,
                 lambda reply: shims.plan_from(
-                    reply, sandbox=place.sandbox, stream=stream, preserve_fds=request.preserve_fds, **terminal.stdio()
+                    reply,
+                    sandbox=place.sandbox,
+                    stream=stream,
+                    preserve_fds=request.preserve_fds,
+                    places=adapted.places,
+                    **terminal.stdio(),
                 ),
             )
     except (SupervisorGone, ShimDied) as error:

@@ -101,7 +101,7 @@ GLOBAL OPTIONS:
    --log-format text|json         how (default: `text`)
    --config FILE                  configuration file (also --kata-config)
    --debug                        log more, and print tracebacks of our own bugs
-   --systemd-cgroup               accepted: cgroup paths of the form `slice:prefix:name` are understood
+   --systemd-cgroup               cgroup paths have the form `slice:prefix:name`; refused where systemd does not run
    --rootless true|false|auto     accepted: only root can run sandboxes
    --show-default-config-paths    print where configuration is looked for
    --version, -v                  print the version

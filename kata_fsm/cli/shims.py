@@ -24,7 +24,8 @@ _OUT_OF_THE_WAY = 10
 class Plan:
     """What a shim is to be. `stdio`: the descriptors that become its 0, 1 and 2. `own_terminal`: they are a terminal made
     for it, which becomes its controlling one. `tty`: the process has a terminal, so there is no stderr of its own. `early`:
-    it is started before its process is declared, and whoever starts it moves it into its cgroups (see `cgroups.join`)."""
+    it is started before its process is declared, and whoever starts it moves it into its cgroups (see `cgroups.join`).
+    `places`, of an init process: what is mounted where in the container, for the shim's own sight of it (see `view`)."""
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class Plan:
         own_terminal: bool = False,
         preserve_fds: int = 0,
         early: bool = False,
+        places: list[tuple[str, str]] | None = None,
     ) -> None:
         self.sandbox = sandbox
         self.stream = stream
@@ -52,6 +54,7 @@ class Plan:
         self.own_terminal = own_terminal
         self.preserve_fds = preserve_fds
         self.early = early
+        self.places = places
 
 
 def plan_from(reply: dict[str, Any], *, sandbox: str, stream: str, **how: Any) -> Plan:
@@ -141,7 +144,24 @@ def _become(plan: Plan, report: int) -> None:
     environment = spawn.clean_environment()
     if homes:
         environment["KATA_FSM_HOME_CGROUPS"] = ":".join(homes)
+    if plan.places is not None:
+        environment["KATA_FSM_VIEW"] = _view(plan, report)
     os.execve(argv[0], argv, environment)
+
+
+def _view(plan: Plan, report: int) -> str:
+    """The container as the shim will see it, for its environment. Raises `WorldError`."""
+    from kata_fsm.cli import view
+    from kata_fsm.world import Paths
+
+    tree = Paths(spawn.uid_of(plan.stream)).container_tree(plan.container)
+    if not os.path.isdir(f"{tree}/rootfs"):
+        return ""  # a container of which nothing is shared through the host
+    try:
+        pair = view.make(tree, plan.places or [])
+    except OSError as error:
+        raise WorldError(f"the container cannot be shown to it: `{error.filename}`: {error.strerror}") from error
+    return ":".join(str(fcntl.fcntl(fd, fcntl.F_DUPFD, report + 1)) for fd in pair)
 
 
 def _place(plan: Plan, report: int) -> None:

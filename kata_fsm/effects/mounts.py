@@ -23,6 +23,7 @@ from kata_fsm import errors
 MOUNTINFO = "/proc/self/mountinfo"
 
 MS_RDONLY = 1
+MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
 MS_REMOUNT = 32
 MS_BIND = 4096
 MS_REC = 1 << 14
@@ -138,6 +139,7 @@ def _libc() -> ctypes.CDLL:
     libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_void_p)
     libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
     libc.unshare.argtypes = (ctypes.c_int,)
+    libc.pivot_root.argtypes = (ctypes.c_char_p, ctypes.c_char_p)
     libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
     libc.syscall.restype = ctypes.c_long
     return libc
@@ -150,10 +152,10 @@ def _check(result: int, path: str) -> int:
     return result
 
 
-def mount(source: str | None, target: str, flags: int) -> None:
-    """mount(2) without a file system type: binds, remounts and changes of propagation. Raises OSError."""
-    encoded = None if source is None else os.fsencode(source)
-    _check(_libc().mount(encoded, os.fsencode(target), None, flags, None), target)
+def mount(source: str | None, target: str, flags: int, fstype: str | None = None) -> None:
+    """mount(2): binds, remounts and changes of propagation, or a new file system of type `fstype`. Raises OSError."""
+    encoded, kind = (None if word is None else os.fsencode(word) for word in (source, fstype))
+    _check(_libc().mount(encoded, os.fsencode(target), kind, flags, None), target)
 
 
 def mount_new(fstype: str, target: str) -> None:
@@ -224,18 +226,37 @@ def _bind(
         _set_attributes(copy, source, recursive=recursive, propagation=MS_SLAVE if follow_source else MS_PRIVATE)
         if readonly or readonly_recursive:
             _set_attributes(copy, source, recursive=readonly_recursive, readonly=True)
-        # Without MOVE_MOUNT_T_SYMLINKS the last component of the target is not followed.
-        _syscall(
-            _SYS_MOVE_MOUNT,
-            target,
-            ctypes.c_int(copy),
-            b"",
-            ctypes.c_int(_AT_FDCWD),
-            os.fsencode(target),
-            ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
-        )
+        move_tree(copy, target)
     finally:
         os.close(copy)
+
+
+def copy_tree(source: str) -> int:
+    """A descriptor of a private copy of what is mounted at and below `source`, mounted nowhere yet. Raises OSError."""
+    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_RECURSIVE
+    return _syscall(_SYS_OPEN_TREE, source, ctypes.c_int(_AT_FDCWD), os.fsencode(source), ctypes.c_uint(flags))
+
+
+def move_tree(copy: int, target: str) -> None:
+    """Mount what `copy_tree` answered at `target`. Raises OSError."""
+    # Without MOVE_MOUNT_T_SYMLINKS the last component of the target is not followed.
+    _syscall(
+        _SYS_MOVE_MOUNT,
+        target,
+        ctypes.c_int(copy),
+        b"",
+        ctypes.c_int(_AT_FDCWD),
+        os.fsencode(target),
+        ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
+    )
+
+
+def change_root(path: str) -> None:
+    """Make the mount point `path` the root of this mount namespace, and let the old one go (pivot_root(2), NOTES)."""
+    os.chdir(path)
+    _check(_libc().pivot_root(b".", b"."), path)
+    unmount(".", MNT_DETACH)
+    os.chdir("/")
 
 
 def unmount_below(path: str) -> list[str]:

@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -24,7 +25,10 @@ from kata_fsm import errors, limits
 from kata_fsm.world import WORLD
 
 _STAT_STATE = 0
+_STAT_FLAGS = 6
 _STAT_START_TICKS = 19  # field 22 of /proc/PID/stat, counted from the state, which is field 3
+_PF_EXITING, _PF_KTHREAD = 0x4, 0x200000  # linux/sched.h
+_EXEC_POLL_S = 0.001
 _ENDED_MAX = 64
 
 
@@ -187,11 +191,35 @@ def argv_of(pid: int) -> list[str]:
     return [os.fsdecode(part) for part in data.rstrip(b"\0").split(b"\0")] if data else []
 
 
+def _is_between_programs(pid: int) -> bool:
+    """Whether `pid` has no command line only because it is within execve(2): its old memory is gone, its arguments are not
+    in the new one yet. Threads of the kernel, and what is ending, never have any."""
+    fields = _stat(pid)
+    if fields is None or fields[_STAT_STATE] in ("Z", "X"):
+        return False
+    return not int(fields[_STAT_FLAGS]) & (_PF_KTHREAD | _PF_EXITING)
+
+
+def _argv_when_there(pid: int, deadline_ns: int) -> list[str]:
+    argv = argv_of(pid)
+    while not argv and _is_between_programs(pid) and WORLD.mono_ns() < deadline_ns:
+        time.sleep(_EXEC_POLL_S)
+        argv = argv_of(pid)
+    return argv
+
+
 def find_by_argv(*elements: str) -> list[Identity]:
-    """Every process whose command line holds each of `elements` as a whole argument, oldest first; never ourselves."""
+    """Every process whose command line holds each of `elements` as a whole argument, oldest first; never ourselves.
+
+    One that is just becoming another program is waited for, all of them together for at most `PROCESS_EXEC_S`: `spawn`
+    answers a moment before the kernel has put the command line in place.
+    """
     wanted, found = set(elements), []
+    deadline_ns = WORLD.mono_ns() + int(limits.PROCESS_EXEC_S * 1e9)
     for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == WORLD.pid() or not wanted.issubset(argv_of(int(name))):
+        if not name.isdigit() or int(name) == WORLD.pid():
+            continue
+        if not wanted.issubset(_argv_when_there(int(name), deadline_ns)):
             continue
         identity = identify(int(name))
         if identity is not None and alive(identity):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kata_fsm.machines import process
-from kata_fsm.machines.pod import TABLES, Pod, Unit, container_of
+from kata_fsm.machines.pod import TABLES, Pod, Unit, container_of, init_of
 from kata_fsm.machines.vocab import Facts, Intent
 
 Derive = Callable[[Pod, str, Unit], Facts]
@@ -84,6 +84,20 @@ def _stage(_: Pod, subject: str, unit: Unit) -> Facts:
     }
 
 
+def _with_hooks(derive: Derive) -> Derive:
+    """And the container's hooks on the host, if it has any: where they are kept, and the pid they are told."""
+
+    def derived(pod: Pod, subject: str, unit: Unit) -> Facts:
+        facts = derive(pod, subject, unit)
+        file = unit.facts.get("config", {}).get("hooks_file")
+        if file:
+            pid = pod.unit("process", init_of(subject)).facts.get("shim", {}).get("pid", 0)
+            facts["hooks"] = {"file": file, "pid": pid}
+        return facts
+
+    return derived
+
+
 def _guest_create(_: Pod, subject: str, unit: Unit) -> Facts:
     config = unit.facts.get("config", {})
     return {
@@ -123,14 +137,14 @@ PARAMS: dict[str, Derive] = {
     "agent.configure": _configure,
     "agent.disconnect": _nothing,
     "container.prepare": _stage,
-    "container.create": _guest_create,
-    "container.start": _container,
+    "container.create": _with_hooks(_guest_create),
+    "container.start": _with_hooks(_container),
     "container.pause": _container,
     "container.resume": _container,
     "container.kill": _container,
     "container.remove": _container,
     "container.unstage": _stage,
-    "container.discard": _stage,
+    "container.discard": _with_hooks(_stage),
     "process.exec": _exec,
 }
 """Every kind of effect that a table names, and how its parameters are derived."""

@@ -2,7 +2,7 @@
 """What a specification must say, and what it must not ask for, beyond its types. Pure, except where said.
 
 Everything that cannot be done in a guest is refused by the name of its field: a container that runs without something it
-asked for is worse than one that does not run. Hooks are not run by this version, so a specification with any is refused.
+asked for is worse than one that does not run.
 """
 
 from __future__ import annotations
@@ -125,11 +125,18 @@ def _check_mount(field: str, mount: Mount) -> None:
 
 
 def _check_hooks(hooks: Hooks | None) -> None:
-    for kind in HOOK_KINDS:
-        if hooks is not None and getattr(hooks, kind):
-            first, *rest = kind.split("_")
-            name = first + "".join(word.capitalize() for word in rest)
-            raise fault(f"hooks.{name}", "hooks are not supported by this version", hint="remove them from the bundle")
+    for kind in HOOK_KINDS if hooks is not None else ():
+        first, *rest = kind.split("_")
+        name = first + "".join(word.capitalize() for word in rest)
+        for index, hook in enumerate(getattr(hooks, kind) or []):
+            if kind == "create_container":
+                # config.md: found by its path on the host, run in the container's namespaces, which are the guest's
+                problem = "hooks of this kind are not supported: a program of the host cannot be run in the guest"
+                raise fault(f"hooks.{name}", problem, hint="use createRuntime or startContainer")
+            if not hook.path.startswith("/"):
+                raise fault(f"hooks.{name}[{index}].path", f"`{hook.path}` is not an absolute path")
+            if hook.timeout is not None and hook.timeout <= 0:
+                raise fault(f"hooks.{name}[{index}].timeout", f"`{hook.timeout}` is not above 0")
 
 
 def _check_linux(linux: Linux) -> None:

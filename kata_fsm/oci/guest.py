@@ -66,6 +66,16 @@ class Adapted(msgspec.Struct, frozen=True):
     netns: str | None
     cgroups_path: str
 
+    @property
+    def places(self) -> list[tuple[str, str]]:
+        """(name in the container's part of the shared tree, destination in the container) of each bind, in order."""
+        found = []
+        for mount in self.guest_spec.get("mounts") or []:
+            source = str(mount.get("source") or "")
+            if source.startswith(SHARE + "/"):
+                found.append((source.rpartition("/")[2], str(mount["destination"])))
+        return found
+
 
 def look_at_host(path: str) -> Source:
     """The `Look` that asks the kernel. Follows symbolic links, as mount(2) does."""
@@ -96,7 +106,7 @@ def adapt(loaded: Loaded, *, key: str, kind: str, look: Look = look_at_host, sec
     draft.namespaces(linux)
     draft.resources(linux)
     draft.labels()
-    draft.document.pop("hooks", None)
+    draft.hooks()
     if not seccomp:
         draft.drop(draft.section("linux"), "seccomp", "`runtime.disable_guest_seccomp` is set", "linux")
     pid = next((namespace for namespace in linux.namespaces or [] if namespace.type == "pid"), None)
@@ -204,6 +214,12 @@ class _Draft:
         self.section("linux")["namespaces"] = [
             {"type": namespace.type} for namespace in linux.namespaces or [] if namespace.type != "network"
         ]
+
+    def hooks(self) -> None:
+        """startContainer hooks are programs of the container, run in it by the guest's crun; the others are the host's."""
+        given = self.document.pop("hooks", None) or {}
+        if given.get("startContainer"):
+            self.document["hooks"] = {"startContainer": given["startContainer"]}
 
     def resources(self, linux: Linux) -> None:
         """Limits that mean something to the guest's kernel (cgroup v2) stay; engines' "unset" values go."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from kata_fsm.effects import hooks
 from kata_fsm.errors import CallerError, WorldError
 from kata_fsm.limits import EXEC_ID_CHARS_MAX, SHIM_ATTACH_S
 from kata_fsm.machines import Cause, Pod, process
@@ -52,11 +53,15 @@ async def create(server: Server, channel: Channel, request: Request) -> Reply:
     given = object_in(request, "container")
     container_id = check_id(text_in(given, "id"))
     kept = server.keep(container_id, object_in(given, "guest_spec"))
+    hooks_file = ""
     try:
-        command = _command(server, request, container_id, given, kept)
+        if given.get("hooks"):
+            hooks_file = hooks.keep(server.paths.base, container_id, object_in(given, "hooks"))
+        command = _command(server, request, container_id, given, kept, hooks_file)
         await server.runtime.submit(command, request.get("actor"))
     except Exception:
         kept.drop()
+        hooks.forget(hooks_file)
         raise
     pod = await _bring_up(server, channel, container_id)
     kept.drop()  # the guest has it, or never will
@@ -68,10 +73,12 @@ async def create(server: Server, channel: Channel, request: Request) -> Reply:
 
 
 def _command(
-    server: Server, request: Request, container_id: str, given: Facts, kept: Kept
+    server: Server, request: Request, container_id: str, given: Facts, kept: Kept, hooks_file: str
 ) -> CreateSandbox | CreateContainer:
-    config = {key: value for key, value in given.items() if key != "guest_spec"}
+    config = {key: value for key, value in given.items() if key not in ("guest_spec", "hooks")}
     config["spec_file"] = kept.path
+    if hooks_file:
+        config["hooks_file"] = hooks_file
     made = request.get("sandbox")
     if not isinstance(made, dict):
         return CreateContainer(container_id, config)

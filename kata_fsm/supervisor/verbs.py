@@ -38,7 +38,12 @@ async def start(server: Server, _: Channel, request: Request) -> Reply:
     if not facts.get("started"):
         why = facts.get("error") or facts.get("cause") or {}
         raise StartFailed(f"cannot start container `{container_id}`: {why.get('message') or 'its guest is gone'}")
-    return {"ok": True}
+    return _ok_but(facts.get("poststart_failed"))
+
+
+def _ok_but(warnings: list[str] | None) -> Reply:
+    """It was done; what hooks failed meanwhile is only to be logged (runtime-spec, lifecycle)."""
+    return {"ok": True, "warnings": warnings} if warnings else {"ok": True}
 
 
 async def _toggle(server: Server, request: Request, command: Any, passing: str, reached: str, word: str) -> Reply:
@@ -106,7 +111,7 @@ async def delete(server: Server, _: Channel, request: Request) -> Reply:
     if pod.unit("container", container_id).state != container.DELETED:
         message, hint = standing.stuck_error(pod)
         raise WorldError(f"container `{container_id}` cannot be deleted yet: {message}", hint=hint)
-    return {"ok": True}
+    return _ok_but(pod.unit("container", container_id).facts.get("poststop_failed"))
 
 
 VERBS: dict[str, Verb] = {

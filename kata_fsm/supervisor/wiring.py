@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kata_fsm.effects import share, storage
+from kata_fsm.effects import hooks, share, storage
 from kata_fsm.effects.agent import handlers as guest
 from kata_fsm.effects.agent.link import Link
 from kata_fsm.effects.hypervisor import handler as hypervisor
@@ -45,14 +45,14 @@ class Wiring:
             "agent.configure": guest.AgentConfigure(link, world),
             "agent.disconnect": guest.AgentDisconnect(link, world),
             "container.prepare": storage.ContainerPrepare(paths),
-            "container.create": guest.ContainerCreate(link, world),
-            "container.start": guest.ContainerStart(link, world),
+            "container.create": hooks.Before(guest.ContainerCreate(link, world)),
+            "container.start": hooks.After(guest.ContainerStart(link, world), "poststart"),
             "container.pause": guest.ContainerPause(link, world),
             "container.resume": guest.ContainerResume(link, world),
             "container.kill": guest.ContainerKill(link, world),
             "container.remove": guest.ContainerRemove(link, world),
             "container.unstage": storage.ContainerUnstage(paths),
-            "container.discard": storage.ContainerDiscard(paths),
+            "container.discard": hooks.After(storage.ContainerDiscard(paths), "poststop"),
             "process.exec": guest.ProcessExec(link, world),
         }
 

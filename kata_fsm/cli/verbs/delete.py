@@ -45,7 +45,7 @@ def _delete_once(context: Context, container_id: str, *, force: bool) -> None:
     ask.refuse_illegal(found, Delete(found.key, force))
     if force:
         client.end_silent(found.stream)
-    client.ask(context, found, "delete", force=force)
+    log.warn_all(context, client.ask(context, found, "delete", force=force))
 
 
 def _delete_the_rest(context: Context, container_id: str, *, force: bool) -> None:

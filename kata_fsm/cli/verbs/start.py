@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from kata_fsm.cli import ask, client, lookup
+from kata_fsm.cli import ask, client, log, lookup
 from kata_fsm.cli.arguments import Parser
 from kata_fsm.cli.context import Context
 
@@ -23,4 +23,4 @@ def start(context: Context, container_id: str) -> None:
 
     found = lookup.require(context, container_id)
     ask.refuse_illegal(found, Start(found.key))
-    client.ask(context, found, "start")
+    log.warn_all(context, client.ask(context, found, "start"))

@@ -52,7 +52,7 @@ async def test_no_zombie_is_left(place):
 
 
 async def test_a_pid_with_another_start_time_is_somebody_else(place):
-    identity = shell(place, "sleep 60")
+    identity = shell(place, "exec sleep 60")
     other = msgspec.structs.replace(identity, start_ticks=identity.start_ticks + 1)
     rebooted = msgspec.structs.replace(identity, boot_id="another boot")
     for stranger in (other, rebooted):

@@ -72,8 +72,17 @@ def test_the_example_is_legal(tmp_path: Path) -> None:
             {"destination": "/x", "type": "bind", "source": "/", "options": ["idmap"]},
             "config.json: `mounts[7]`: id-mapped mounts are not supported",
         ),
-        ("hooks", {"createRuntime": [{"path": "/x"}]}, "config.json: `hooks.createRuntime`: hooks are not supported"),
-        ("hooks", {"poststop": [{"path": "/x"}]}, "config.json: `hooks.poststop`"),
+        (
+            "hooks",
+            {"createContainer": [{"path": "/x"}]},
+            "config.json: `hooks.createContainer`: hooks of this kind are",
+        ),
+        ("hooks", {"poststop": [{"path": "x"}]}, "config.json: `hooks.poststop[0].path`: `x` is not an absolute path"),
+        (
+            "hooks",
+            {"prestart": [{"path": "/x", "timeout": 0}]},
+            "config.json: `hooks.prestart[0].timeout`: `0` is not above",
+        ),
         ("linux/namespaces/0/type", "pids", "config.json: `linux.namespaces[0].type`: `pids` is no namespace"),
         ("linux/namespaces/0", {"type": "user", "path": "/proc/1/ns/user"}, "config.json: `linux.namespaces[0].path`"),
         (

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A mount namespace in which the host side of a container is `/`, for the shim to stand in.
+
+`podman cp` enters the mount namespace of the pid that it holds and reads or writes there (libpod/container_copy_linux.go);
+were that the host's, a copy into the container would go to the host's own files. So the shim of a container's init process
+lives where `/` is the container's root file system, with its volumes at their places. What is written there the guest sees
+through the file share. `podman top` enters the same namespace to look at every process in its `/proc`: there is the shim,
+which stands for them all, and none of the host's.
+
+The guest may have put symbolic links anywhere in the root file system. What is mounted is therefore opened before, and put
+in its place after, the change of root, from where no link leads out.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+
+from kata_fsm.effects import mounts
+
+_PROC = ("/proc/stat", "/proc/uptime", "/proc/meminfo")
+"""What a `ps` reads beside the processes."""
+
+
+def make(tree: str, places: Sequence[tuple[str, str]]) -> tuple[int, int]:
+    """(the view's namespace, the one we are in) as descriptors that are not inherited.
+
+    `tree` is the container's directory in the shared tree; `places` are (name in `tree`, destination). The calling process
+    must have one thread; it is where it was afterwards, but in `/`. Raises OSError; then it may be anywhere, and should end.
+    """
+    here = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    mounts.unshare(mounts.CLONE_NEWNS)
+    mounts.mount(None, "/", mounts.MS_REC | mounts.MS_PRIVATE)
+    view = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    process = (f"/proc/{os.getpid()}", *_PROC)
+    sources = [*((path, path) for path in process), *((f"{tree}/{name}", place) for name, place in places)]
+    copies = [(mounts.copy_tree(source), destination) for source, destination in sources]
+    mounts.change_root(f"{tree}/rootfs")
+    _begin_proc()
+    for copy, destination in copies:
+        try:
+            _put(copy, destination)
+        except OSError:
+            pass  # no such place in a root file system that cannot be written to: the guest will refuse it in its own words
+        finally:
+            os.close(copy)
+    mounts.setns(here, mounts.CLONE_NEWNS)
+    return view, here
+
+
+def _begin_proc() -> None:
+    try:
+        os.makedirs("/proc", 0o755, exist_ok=True)
+        mounts.mount("none", "/proc", mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC, "tmpfs")
+    except OSError:
+        pass  # a root file system without the place: then nobody can look
+
+
+def _put(copy: int, destination: str) -> None:
+    if not os.path.lexists(destination):
+        if stat.S_ISDIR(os.fstat(copy).st_mode):
+            os.makedirs(destination, 0o755, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(destination), 0o755, exist_ok=True)
+            os.close(os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    mounts.move_tree(copy, destination)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real engines, installed and started by the tests, with real virtual machines behind them.
+
+A test is skipped only when its engine's packages cannot be installed; with KATA_FSM_NO_SKIP set (as continuous integration
+does) that is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kata_fsm.testing.bundle import make_rootfs
+from tests.support.containerd import Containerd
+from tests.support.engines import Podman, clean, installed, require_packages
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.vm)
+
+
+@pytest.fixture(scope="session")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_rootfs(tmp_path_factory.mktemp("rootfs"))
+
+
+@pytest.fixture(scope="session")
+def podman_service(rootfs: Path) -> Iterator[Podman]:
+    require_packages("podman", "conmon")
+    with installed(Podman, rootfs) as podman:
+        yield podman
+
+
+@pytest.fixture
+def podman(podman_service: Podman) -> Iterator[Podman]:
+    """podman without containers; after the test nothing of any may be left on the host."""
+    with clean(podman_service, "libpod-", podman_service.clean_up):
+        yield podman_service
+
+
+@pytest.fixture(scope="session")
+def containerd_service(rootfs: Path) -> Iterator[Containerd]:
+    require_packages("containerd")
+    with installed(Containerd, rootfs) as containerd:
+        yield containerd
+
+
+@pytest.fixture
+def containerd(containerd_service: Containerd) -> Iterator[Containerd]:
+    """containerd without containers; after the test nothing of any may be left on the host."""
+    with clean(containerd_service, "default/box", containerd_service.clean_up):
+        yield containerd_service
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    """A network namespace made on the host, with nothing but `lo`."""
+    name = f"kf-test-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    yield f"/run/netns/{name}"
+    subprocess.run(["ip", "netns", "delete", name], check=True)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Goal: what people say to `podman run` is what the workload in the virtual machine gets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.engines import Podman, Typist
+from tests.support.kata import wait_until
+
+
+def feature(*names: str, refused: bool = False) -> pytest.MarkDecorator:
+    return pytest.mark.feature("podman", *names, refused=refused)
+
+
+@feature("run, attached", "run --rm", "exit code", "stdin (-i)")
+def test_attached(podman: Podman) -> None:
+    script = "echo to-stdout; echo to-stderr >&2; uname -r; tr a-z A-Z; exit 7"
+    done = podman.run("--rm", "-i", command=["sh", "-c", script], check=False, stdin="typed\n")
+    assert done.returncode == 7
+    first, kernel, typed = done.stdout.split()
+    assert (first, typed) == ("to-stdout", "TYPED")
+    assert kernel != os.uname().release  # a kernel of its own: this was a virtual machine
+    assert done.stderr == "to-stderr\n"
+    assert podman("ps", "-aq").stdout == ""
+
+
+@feature("--env", "--user", "--workdir", "--hostname", "--tmpfs", "--ulimit", "--sysctl", "--shm-size", "--init")
+def test_settings_of_the_process(podman: Podman) -> None:
+    script = (
+        "echo $WORD; id -u; id -g; pwd; hostname; grep -c ' /scratch tmpfs .*size=2048k' /proc/mounts; ulimit -n;"
+        "cat /proc/sys/net/ipv4/ip_default_ttl; df -k /dev/shm | tail -n 1 | awk '{print $2}'; cat /proc/1/comm"
+    )
+    done = podman.run(
+        *(
+            "--rm",
+            "--env=WORD=a  b",
+            "--user=1000:1001",
+            "--workdir=/tmp",
+            "--hostname=box",
+            "--tmpfs=/scratch:size=2m",
+        ),
+        *("--ulimit=nofile=77:77", "--sysctl=net.ipv4.ip_default_ttl=42", "--shm-size=3m", "--init"),
+        command=["sh", "-c", script.replace("$WORD", '"$WORD"')],
+    )
+    *settings, init = done.stdout.splitlines()
+    assert settings == ["a  b", "1000", "1001", "/tmp", "box", "1", "77", "42", "3072"]
+    assert init in ("catatonit", "dev-init", "podman-init")
+
+
+@feature("--dns, --dns-search", "--add-host", "/etc/hosts", "--network ns:PATH")
+def test_name_service_files(podman: Podman, namespace: str) -> None:
+    done = podman.run(
+        *(
+            "--rm",
+            f"--network=ns:{namespace}",
+            "--hostname=box",
+            "--dns=192.0.2.53",
+            "--dns-search=example.org",
+            "--add-host=peer:192.0.2.9",
+        ),
+        command=["cat", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname"],
+    )
+    words = [line.split() for line in done.stdout.splitlines()]
+    assert ["nameserver", "192.0.2.53"] in words
+    assert ["search", "example.org"] in words
+    assert ["192.0.2.9", "peer"] in words
+    assert words[-1] == ["box"]
+
+
+@feature("--read-only", "--cap-drop, --cap-add", "--security-opt no-new-privileges", "seccomp profile", "masked paths")
+def test_confinement(podman: Podman) -> None:
+    script = (
+        "touch /new 2>&1; grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status;"
+        "head -c 1 /proc/kcore 2>/dev/null | wc -c; echo 1 2>&1 >/proc/sysrq-trigger"
+    )
+    done = podman.run(
+        *("--rm", "--read-only", "--cap-drop=all", "--cap-add=chown", "--security-opt=no-new-privileges"),
+        command=["sh", "-c", script],
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert "touch: /new: Read-only file system" in said
+    assert "CapEff:\t0000000000000001" in said
+    assert "NoNewPrivs:\t1" in said
+    assert "Seccomp:\t2" in said
+    assert "\n0\n" in said
+    assert "can't create /proc/sysrq-trigger: Read-only file system" in said
+
+
+@feature("--memory", "--cpus", "--pids-limit", "machine sized by the limits")
+def test_limits_hold_in_the_guest(podman: Podman) -> None:
+    script = "cd /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup); cat memory.max cpu.max pids.max; nproc; tail /dev/zero"
+    options = ("--memory=64m", "--cpus=1.5", "--pids-limit=50")
+    done = podman.run("--name=limited", *options, command=["sh", "-c", script], check=False)
+    assert done.stdout.split()[:4] == [str(64 << 20), "150000", "100000", "50"]
+    assert done.stdout.split()[4] == str(min(2, os.cpu_count() or 1))
+    assert done.returncode == 137
+    assert podman.inspect("limited")["State"]["ExitCode"] == 137
+
+
+@feature("--volume, host directory", "--volume :ro", "volume, named", "--volume, one file", "--mount type=bind")
+def test_volumes(podman: Podman, tmp_path: Path) -> None:
+    for name in ("rw", "ro"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "given").write_text(f"{name}\n")
+    (tmp_path / "file").write_text("one file\n")
+    script = (
+        "cat /rw/given /ro/given /file /more/given; echo back >/rw/back; echo kept >/named/kept;"
+        "touch /ro/x 2>&1; touch /more/x 2>&1; true"
+    )
+    binds = (f"-v={tmp_path}/rw:/rw", f"-v={tmp_path}/ro:/ro:ro", f"-v={tmp_path}/file:/file", "-v=store:/named")
+    mount = f"--mount=type=bind,source={tmp_path}/rw,destination=/more,ro"
+    done = podman.run("--rm", *binds, mount, command=["sh", "-c", script])
+    assert done.stdout.splitlines() == [
+        *("rw", "ro", "one file", "rw"),
+        "touch: /ro/x: Read-only file system",
+        "touch: /more/x: Read-only file system",
+    ]
+    assert (tmp_path / "rw" / "back").read_text() == "back\n"
+    again = podman.run("--rm", "-v=store:/named:ro", command=["cat", "/named/kept"])
+    assert again.stdout == "kept\n"
+
+
+@feature("run -it", "terminal size", "detach keys, attach")
+def test_terminal(podman: Podman) -> None:
+    options = ("--network=none", "-it", "--name=tty", "--detach-keys=ctrl-q")
+    typist = Typist(podman, "run", *options, "localhost/bb:latest", rows=31, columns=97)
+    typist.read_until("# ")
+    typist.type("stty size; tty; test -t 2 && echo a-terminal\r")
+    typist.read_until(r"31 97\r\n/dev/\S+\r\na-terminal\r\n")
+    typist.type("\x11")
+    assert typist.close() == 0
+    assert podman.inspect("tty")["State"]["Status"] == "running"
+    again = Typist(podman, "attach", "tty")
+    again.type("echo still $((40+2)); exit 5\r")
+    again.read_until("still 42")
+    assert again.close() == 0
+    assert podman("wait", "tty").stdout == "5\n"
+
+
+@feature("failure: no such program (127)", "failure: not executable (126)")
+@pytest.mark.parametrize(
+    ("program", "code"), [("/no/such", 127), ("no-such", 127), ("/etc/passwd", 126), ("/etc", 126)]
+)
+def test_what_cannot_be_run(podman: Podman, program: str, code: int) -> None:
+    """libpod/define/exec_codes.go: the runtime's words decide, "permission denied" and "no such file or directory"."""
+    done = podman.run("--rm", command=[program], check=False)
+    assert done.returncode == code, done.stderr
+    assert program in done.stderr
+
+
+@feature("--network host", "--device", "--privileged", refused=True)
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--network=host", "Host networking requested"),
+        ("--device=/dev/loop-control", "cannot be given to the guest"),
+        ("--privileged", "cannot be given to the guest"),
+    ],
+)
+def test_a_refusal_reaches_the_caller(podman: Podman, option: str, told: str) -> None:
+    done = podman.run("--rm", option, command=["true"], check=False)
+    assert done.returncode != 0
+    assert told in done.stderr
+
+
+@feature("run -d", "logs", "logs -f", "wait", "inspect", "start again")
+def test_detached(podman: Podman) -> None:
+    container = podman.run("-d", "--name=once", command=["sh", "-c", "echo out; echo err >&2; exit 9"]).stdout.strip()
+    assert podman("wait", "once").stdout == "9\n"
+    assert podman("logs", "-f", "once").stdout == "out\n"
+    assert podman("logs", "once").stderr == "err\n"
+    state = podman.inspect("once")
+    assert state["Id"] == container
+    assert (state["State"]["Status"], state["State"]["ExitCode"], state["OCIRuntime"]) == (
+        "exited",
+        9,
+        str(podman.runtime),
+    )
+    done = podman("start", "-a", "once", check=False)
+    assert done.returncode == 9
+    assert done.stdout == "out\n"
+    podman("rm", "once")
+    wait_until(lambda: not podman.kata.processes("qemu-system"), "the machines are gone")

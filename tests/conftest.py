@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests of every kind share: `@pytest.mark.feature(engine, name, ...)` says which features of an engine a test shows.
+
+With `--features FILE` their outcomes are written there, as JSON lines; `tests.support.matrix` makes docs/engines.md of them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--features", metavar="FILE", default=None, help="append the outcome of every engine's feature")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "feature(engine, *names, refused=False): what a test shows of an engine")
+
+
+class Outcomes:
+    """Appends {"engine", "feature", "outcome", "refused"} for each feature of each test that ran."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item):  # type: ignore[no-untyped-def]  # a generator
+        report = yield
+        mark = item.get_closest_marker("feature")
+        if mark is not None and (report.when == "call" or report.outcome != "passed"):
+            engine, *names = mark.args
+            refused = bool(mark.kwargs.get("refused"))
+            with self.path.open("a", encoding="utf-8") as file:
+                for name in names:
+                    line = {"engine": engine, "feature": name, "outcome": report.outcome, "refused": refused}
+                    file.write(json.dumps(line) + "\n")
+        return report
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    path = session.config.getoption("--features")
+    if path is not None:
+        session.config.pluginmanager.register(Outcomes(Path(path)))

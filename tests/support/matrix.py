@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m tests.support.matrix FILE`: docs/engines.md from what `pytest tests/clients --features FILE` wrote.
+
+A feature works when every test that shows it has passed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "engines.md"
+TITLES = {"podman": "podman", "containerd": "containerd (`ctr`, through its runc shim)"}
+
+_HEAD = """# Container engines
+
+What the tests in `tests/clients` show of each engine, with the versions of Debian 12: real engines, started privately, and a
+real virtual machine behind every container. Written by `python -m tests.support.matrix` from the outcomes of
+
+    .venv/bin/python -m pytest tests/clients --features FILE
+"""
+
+_IMPOSSIBLE = """
+## Not possible in a virtual machine
+
+| feature | why | what happens |
+|---|---|---|
+| `--network host`, `--network container:` of another machine | the guest has a network stack of its own | refused, by name |
+| host devices (`--device`, `--privileged`) | the guest's kernel has no such device | refused, by name |
+| joining a user, mount or time namespace of the host | the process is in another kernel | refused, by name |
+| createContainer hooks | found on the host, to be run in the container's namespaces | refused, by name |
+| id-mapped mounts | the share does not map ids | refused, by name |
+| seccomp's user notification to a listener on the host | the listener cannot serve another kernel | refused, by name |
+| sockets of the host in a volume | connecting would need the same kernel | a warning; files beside them work |
+| `podman cp` with a tmpfs of the container | it is in the guest's memory | reaches the directory below it |
+| `podman top` without options | podman reads processes of the host | shows the one that stands for the container |
+| &nbsp; | | `podman top ID -ef` shows the guest's |
+"""
+
+
+def page(outcomes: Iterable[dict[str, Any]]) -> str:
+    """The page. `outcomes` as tests/conftest.py writes them; of several for one feature the worst counts."""
+    found: dict[str, dict[str, tuple[bool, bool]]] = {}
+    for each in outcomes:
+        features = found.setdefault(each["engine"], {})
+        passed, refused = features.get(each["feature"], (True, each["refused"]))
+        features[each["feature"]] = (passed and each["outcome"] == "passed", refused)
+    parts = [_HEAD]
+    for engine, title in TITLES.items():
+        if engine in found:
+            rows = [f"| {name} | {_word(*found[engine][name])} |" for name in sorted(found[engine])]
+            parts.append("\n".join([f"\n## {title}\n", "| feature | |", "|---|---|", *rows, ""]))
+    return "".join(parts) + _IMPOSSIBLE
+
+
+def _word(passed: bool, refused: bool) -> str:
+    if not passed:
+        return "does not work"
+    return "refused with a message" if refused else "works"
+
+
+def main(argv: list[str]) -> int:
+    """Write the page."""
+    lines = Path(argv[0]).read_text(encoding="utf-8").splitlines()
+    PAGE.write_text(page(json.loads(line) for line in lines), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
