@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import os
+
 from journal import JournalError
 from kata_fsm.cli import ask, client, log, lookup
 from kata_fsm.cli.arguments import Parser
 from kata_fsm.cli.context import Context
+from kata_fsm.control import lock_is_free
 from kata_fsm.errors import KataFsmError, NotFoundError, RemoteError, SupervisorGone, SupervisorSilent
 from kata_fsm.oci.names import check_id
 
@@ -24,13 +27,14 @@ def run(context: Context, argv: list[str]) -> int:
 
 def delete(context: Context, container_id: str, *, force: bool) -> None:
     """Delete one container. containerd and podman call this with force for ids that are long gone."""
+    found = lookup.find(context, container_id)
     try:
         try:
             _delete_once(context, container_id, force=force)
         except SupervisorGone as gone:
             if isinstance(gone, SupervisorSilent) and not force:
                 raise
-            _delete_the_rest(context, container_id, force=force)
+            _delete_the_rest(context, container_id, found, force=force)
     except (NotFoundError, RemoteError) as error:
         # Gone meanwhile, or never there. With force that is what was wanted.
         if not force or error.family != "not_found":
@@ -48,10 +52,18 @@ def _delete_once(context: Context, container_id: str, *, force: bool) -> None:
     log.warn_all(context, client.ask(context, found, "delete", force=force))
 
 
-def _delete_the_rest(context: Context, container_id: str, *, force: bool) -> None:
-    """Finish what a supervisor that ended in the middle, or is stuck, had begun."""
+def _delete_the_rest(context: Context, container_id: str, found: lookup.Found | None, *, force: bool) -> None:
+    """Finish what a supervisor that ended in the middle, or is stuck, had begun: the deletion, or what comes after it was
+    recorded, the last traces of the sandbox, which another supervisor takes away."""
     if lookup.find(context, container_id) is not None:
-        _delete_once(context, container_id, force=force)
+        try:
+            _delete_once(context, container_id, force=force)
+        except (NotFoundError, RemoteError) as error:
+            if error.family != "not_found":
+                raise
+            # the supervisor that came in its place had finished it before it could be asked
+    elif found is not None and os.path.isdir(found.paths.base) and lock_is_free(found.paths.supervisor_lock):
+        lookup.recover(found)
 
 
 def clean_up(context: Context, container_id: str) -> None:
