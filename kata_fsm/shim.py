@@ -89,16 +89,17 @@ class Options:
 class View:
     """Where the shim stands: with `/` being the container's root file system, or at home with the host's.
 
-    The verb that started us made that mount namespace (`cli/view.py`) and left two descriptors. Files in it are the guest's:
-    in there nothing is imported, so that no code of the guest's runs on the host.
+    The verb that started us made that mount namespace (`cli/view.py`) and left three descriptors. Files in it are the
+    guest's: in there nothing is imported, so that no code of the guest's runs on the host.
     """
 
     def __init__(self, text: str) -> None:
-        self._inside, self._home = (int(word) for word in text.split(":")) if text else (-1, -1)
+        self._inside, self._home, self._root = (int(word) for word in text.split(":")) if text else (-1, -1, -1)
         self._finders = sys.meta_path[:]
         if text:
             os.set_inheritable(self._inside, False)
             os.set_inheritable(self._home, False)
+            os.set_inheritable(self._root, False)
 
     def enter(self) -> None:
         """Go in."""
@@ -110,6 +111,9 @@ class View:
         """Go home."""
         if self._home >= 0:
             spawn.set_namespace(self._home)
+            os.fchdir(self._root)
+            os.chroot(".")
+            os.chdir("/")
             sys.meta_path[:] = self._finders
 
 

@@ -23,13 +23,14 @@ _PROC = ("/proc/stat", "/proc/uptime", "/proc/meminfo")
 """What a `ps` reads beside the processes."""
 
 
-def make(tree: str, places: Sequence[tuple[str, str]]) -> tuple[int, int]:
-    """(the view's namespace, the one we are in) as descriptors that are not inherited.
+def make(tree: str, places: Sequence[tuple[str, str]]) -> tuple[int, int, int]:
+    """(the view's namespace, the one we are in, our root directory) as descriptors that are not inherited.
 
     `tree` is the container's directory in the shared tree; `places` are (name in `tree`, destination). The calling process
     must have one thread; it is where it was afterwards, but in `/`. Raises OSError; then it may be anywhere, and should end.
     """
     here = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     mounts.unshare(mounts.CLONE_NEWNS)
     mounts.mount(None, "/", mounts.MS_REC | mounts.MS_PRIVATE)
     view = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
@@ -46,7 +47,10 @@ def make(tree: str, places: Sequence[tuple[str, str]]) -> tuple[int, int]:
         finally:
             os.close(copy)
     mounts.setns(here, mounts.CLONE_NEWNS)
-    return view, here
+    os.fchdir(root)
+    os.chroot(".")  # whoever enters a mount namespace stands at its root; we may have come from a chroot
+    os.chdir("/")
+    return view, here, root
 
 
 def _begin_proc() -> None:

@@ -117,6 +117,8 @@ def test_a_supervisor_that_does_not_answer_is_replaced(kata: Kata) -> None:
         if exists(stopped):
             os.kill(stopped, signal.SIGKILL)
     assert stopped not in kata.processes("supervisor", "c1")
+    told = "its shim has come to the new supervisor, which is recorded"
+    wait_until(lambda: kata("replay", "c1").stdout.count("attach_shim") > 1, told)
     nothing_to_do(kata)
     kata("delete", "--force", "c1")
 

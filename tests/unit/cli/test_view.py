@@ -17,7 +17,7 @@ import os, sys
 from kata_fsm import spawn
 from kata_fsm.cli import view
 tree = sys.argv[1]
-inside, home = view.make(tree, [("m0", "/data"), ("m1", "/file"), ("m2", "/link/there")])
+inside, home, _root = view.make(tree, [("m0", "/data"), ("m1", "/file"), ("m2", "/link/there")])
 print(os.path.exists(tree + "/rootfs/mark"))
 spawn.set_namespace(inside)
 print(sorted(os.listdir("/")), os.listdir("/data"), open("/file").read(), os.listdir("/outside/there"))
