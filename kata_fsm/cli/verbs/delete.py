@@ -27,14 +27,14 @@ def run(context: Context, argv: list[str]) -> int:
 
 def delete(context: Context, container_id: str, *, force: bool) -> None:
     """Delete one container. containerd and podman call this with force for ids that are long gone."""
-    found = lookup.find(context, container_id)
     try:
+        found = lookup.require(context, container_id if force else check_id(container_id))
         try:
-            _delete_once(context, container_id, force=force)
+            _delete_once(context, found, force=force)
         except SupervisorGone as gone:
             if isinstance(gone, SupervisorSilent) and not force:
                 raise
-            _delete_the_rest(context, container_id, found, force=force)
+            _delete_the_rest(context, found, force=force)
     except (NotFoundError, RemoteError) as error:
         # Gone meanwhile, or never there. With force that is what was wanted.
         if not force or error.family != "not_found":
@@ -42,27 +42,27 @@ def delete(context: Context, container_id: str, *, force: bool) -> None:
         log.warn(context, f"delete --force: {error}")
 
 
-def _delete_once(context: Context, container_id: str, *, force: bool) -> None:
+def _delete_once(context: Context, found: lookup.Found, *, force: bool) -> None:
     from kata_fsm.machines.vocab import Delete
 
-    found = lookup.require(context, container_id if force else check_id(container_id))
     ask.refuse_illegal(found, Delete(found.key, force))
     if force:
         client.end_silent(found.stream)
     log.warn_all(context, client.ask(context, found, "delete", force=force))
 
 
-def _delete_the_rest(context: Context, container_id: str, found: lookup.Found | None, *, force: bool) -> None:
+def _delete_the_rest(context: Context, found: lookup.Found, *, force: bool) -> None:
     """Finish what a supervisor that ended in the middle, or is stuck, had begun: the deletion, or what comes after it was
     recorded, the last traces of the sandbox, which another supervisor takes away."""
-    if lookup.find(context, container_id) is not None:
+    left = lookup.find(context, found.id)
+    if left is not None:
         try:
-            _delete_once(context, container_id, force=force)
+            _delete_once(context, left, force=force)
         except (NotFoundError, RemoteError) as error:
             if error.family != "not_found":
                 raise
             # the supervisor that came in its place had finished it before it could be asked
-    elif found is not None and os.path.isdir(found.paths.base) and lock_is_free(found.paths.supervisor_lock):
+    elif os.path.isdir(found.paths.base) and lock_is_free(found.paths.supervisor_lock):
         lookup.recover(found)
 
 
