@@ -13,7 +13,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from journal import Journal, NewRecord, Stamp
@@ -77,8 +77,19 @@ def fork(work: Callable[[], object]) -> int:
 
 def main(path: str, acks: str, kills: int, seed: int) -> None:
     """Kill so many writers; print how many were killed with the writer lock in their hands, and how many records are."""
-    draw = random.Random(seed)
     running: dict[int, int] = {}  # pid by writer
+    try:
+        locked = _kill_and_check(path, acks, kills, random.Random(seed), running)
+    finally:
+        for pid in running.values():
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    acks_found = acknowledged(acks)
+    print(kills + len(running), locked, len(acks_found), check(path, acks_found))
+
+
+def _kill_and_check(path: str, acks: str, kills: int, draw: random.Random, running: dict[int, int]) -> int:
+    """How many were killed with the writer lock in their hands; `running` is what runs at every moment."""
     locked = 0
     for number in range(kills):
         for writer in range(WRITERS):
@@ -93,14 +104,20 @@ def main(path: str, acks: str, kills: int, seed: int) -> None:
         locked += _holder(path) == victim
         status = os.waitpid(victim, 0)[1]
         assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, f"a writer ended by itself: {status}"
-        if number % CHECKED_EVERY == 0:
-            checker = fork(lambda: check(path, acknowledged(acks)) if os.path.exists(f"{path}/data.mdb") else None)
-            assert os.waitpid(checker, 0)[1] == 0, "the check failed"
-    for pid in running.values():
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    acks_found = acknowledged(acks)
-    print(kills + len(running), locked, len(acks_found), check(path, acks_found))
+        if number % CHECKED_EVERY == 0 and os.path.exists(f"{path}/data.mdb"):
+            _check_while_stopped(path, acks, running.values())
+    return locked
+
+
+def _check_while_stopped(path: str, acks: str, writers: Collection[int]) -> None:
+    """Check what is there while nobody adds to it: the records and their projections are read one after the other."""
+    for pid in writers:
+        os.kill(pid, signal.SIGSTOP)
+        assert os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1]), "a writer ended by itself"
+    checker = fork(lambda: check(path, acknowledged(acks)))
+    assert os.waitpid(checker, 0)[1] == 0, "the check failed"
+    for pid in writers:
+        os.kill(pid, signal.SIGCONT)
 
 
 def _holder(path: str) -> int:
