@@ -40,6 +40,8 @@ KVM_PROBE_S = 6.0
 
 # Output pumping: one read from the guest. Large reads carry 70 to 130 MB/s through a virtio-serial port, 4 KB ones 10.
 STREAM_READ_BYTES = 3 << 20
+# Whoever gets so much at once is asked for more before it has been handed over: guest and host then work side by side.
+STREAM_AHEAD_BYTES = 1 << 20
 STREAM_POLL_S = 5.0
 STDIN_BYTES = 256 << 10
 

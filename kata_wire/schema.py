@@ -567,6 +567,7 @@ MESSAGES: dict[str, tuple[tuple[int, str, str, str, str], ...]] = {
         (4, "offset", "uint64", "", ""),
         (5, "len", "uint32", "", ""),
         (6, "timeout_ms", "uint32", "", ""),
+        (7, "skip", "uint32", "", ""),
     ),
     "katafsm.ReadStreamResponse": (
         (1, "data", "bytes", "", ""),

@@ -22,7 +22,7 @@ from sys import byteorder
 
 from kata_wire.table import Elsewhere
 
-PIPE_BYTES = (4 << 20, 1 << 20)  # the first that is granted
+PIPE_BYTES = (8 << 20, 4 << 20, 1 << 20)  # the first that is granted
 _COPIED_BYTES_MAX = 32 << 10  # so little is better sent together with its head
 # One write to the device. It takes 128 before it says that it is full, so this bounds what the kernel copies for a host that
 # does not read; a table of the pages must be had without waiting for memory; and QEMU takes 1024 at most.
@@ -134,21 +134,25 @@ class Kept:
     def drop(self, count: int) -> None:
         """Forget the first `count` bytes."""
         self._size -= count
-        while count:
-            count -= os.splice(self._pipe.reader, self._null, count, flags=_FLAGS)
+        self._discard(self._pipe.reader, count)
         self.full = False
 
-    def answer(self, limit: int) -> Answer | bytes:
-        """The first bytes, at most `limit`; they stay kept."""
-        limit = min(limit, self._size)
-        if not limit:
+    def answer(self, limit: int, skip: int = 0) -> Answer | bytes:
+        """The first bytes after `skip` of them, at most `limit`; all stay kept."""
+        limit = min(limit, self._size - skip)
+        if limit <= 0:
             return b""
         way, self._spare = self._spare or _Way(), None
-        size = call_cdeclfunction(_tee, (self._pipe.reader, way.large.writer, limit, _FLAGS))
+        size = call_cdeclfunction(_tee, (self._pipe.reader, way.large.writer, skip + limit, _FLAGS)) - skip
         if size <= 0:
             raise OSError(EIO, "tee of what is kept")
+        self._discard(way.large.reader, skip)
         answer = Answer(self, way, size)
         return answer if size > _COPIED_BYTES_MAX else bytes(answer)
+
+    def _discard(self, reader: int, count: int) -> None:
+        while count:
+            count -= os.splice(reader, self._null, count, flags=_FLAGS)
 
     def reuse(self, way: _Way) -> None:
         """An answer has left, and its pipes are empty."""

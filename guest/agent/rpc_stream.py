@@ -30,7 +30,11 @@ _READ_BYTES_MAX = 3 << 20  # an answer is at most 4 MiB; the ring holds less any
 
 
 def read_stream(agent: Agent, request: Message) -> Message | Steps:
-    """Asking for offset N acknowledges every byte before N. Waits for `timeout_ms` at most when there is nothing."""
+    """Asking for offset N acknowledges every byte before N; the answer begins `skip` bytes after it.
+
+    Waits for `timeout_ms` at most when there is nothing. An answer without data that is not the end says: ask again, and
+    acknowledge what you have, there may be no room for more.
+    """
     process = _find(agent, request)
     number = request.get("stream", 0)
     if number not in (_STDOUT, _STDERR):
@@ -41,29 +45,31 @@ def read_stream(agent: Agent, request: Message) -> Message | Steps:
         return {"offset": offset, "eof": True}
     output.acknowledge(offset)
     output.demand()
+    start = offset + request.get("skip", 0)
+    if start > output.end:
+        raise RpcError(OUT_OF_RANGE, f"`skip` leads to `{start}`, and the stream has come to `{output.end}`")
     limit = min(request.get("len", 0) or _READ_BYTES_MAX, _READ_BYTES_MAX)
     timeout_s = request.get("timeout_ms", 0) / 1000
-    if output.end > offset or output.at_eof or not timeout_s:
-        return _slice(output, limit)
-    return _wait_and_slice(output, offset, limit, timeout_s)
+    if not timeout_s or not output.must_wait(start):
+        return _slice(output, start, limit)
+    return _wait_and_slice(output, start, limit, timeout_s)
 
 
-def _wait_and_slice(output: Output, offset: int, limit: int, timeout_s: float) -> Steps:
+def _wait_and_slice(output: Output, start: int, limit: int, timeout_s: float) -> Steps:
     deadline = monotonic() + timeout_s
-    while output.end == offset and not output.at_eof:
+    while output.must_wait(start):
         left_s = deadline - monotonic()
         if left_s <= 0:
             break
         yield output.changed.wait(left_s)
-    if offset < output.acknowledged:
-        raise RpcError(OUT_OF_RANGE, f"the bytes from `{offset}` were acknowledged by another call meanwhile")
-    return _slice(output, limit)
+    if start < output.acknowledged:
+        raise RpcError(OUT_OF_RANGE, f"the bytes from `{start}` were acknowledged by another call meanwhile")
+    return _slice(output, start, limit)
 
 
-def _slice(output: Output, limit: int) -> Message:
-    offset = output.acknowledged
-    data = output.peek(limit)
-    return {"offset": offset, "eof": output.at_eof and offset + len(data) == output.end, "data": data}
+def _slice(output: Output, start: int, limit: int) -> Message:
+    data = output.peek(limit, start - output.acknowledged)
+    return {"offset": start, "eof": output.at_eof and start + len(data) == output.end, "data": data}
 
 
 def write_stream(agent: Agent, request: Message) -> Steps:

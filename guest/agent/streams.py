@@ -33,7 +33,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .kept import Answer, Kept
 
-RING_BYTES = 3 << 20  # unacknowledged, in a ring or kept: one full answer; what comes meanwhile waits in the pipe
+RING_BYTES = 3 << 20  # unacknowledged, in a ring: one full answer; what comes meanwhile waits in the pipe
+KEPT_BYTES = 2 * RING_BYTES  # unacknowledged, kept: one answer that is being handed over, and the next on its way
 _RING_FIRST_BYTES = 64 << 10  # most processes print little, and a ring is filled with zeros when it is made
 PIPE_BYTES = (4 << 20, 1 << 20)  # the first that is granted: more than an answer, so that nobody waits for the other
 _RESUME_FREE_BYTES = _RING_FIRST_BYTES // 4  # read again only when it is worth a call
@@ -41,7 +42,7 @@ INPUT_BYTES = 256 << 10  # accepted and not yet taken by the process
 
 
 class Output:
-    """One output stream. Offsets: acknowledged <= ... <= end, at most RING_BYTES apart."""
+    """One output stream. Offsets: acknowledged <= ... <= end, at most RING_BYTES or KEPT_BYTES apart."""
 
     def __init__(self, loop: Loop, fd: int) -> None:
         """Takes over `fd`: the non-blocking read end of a pipe, or a terminal's master."""
@@ -87,13 +88,17 @@ class Output:
             if not self.at_eof and self._free():
                 self._watch()
 
-    def peek(self, limit: int) -> memoryview | Answer | bytes:
-        """The first unacknowledged bytes, at most `limit`, perhaps fewer than there are; without a copy."""
+    def must_wait(self, offset: int) -> bool:
+        """Whether there is nothing from `offset` on now, and may be something later without an acknowledgement."""
+        return self.end == offset and not self.at_eof and self._free() > 0
+
+    def peek(self, limit: int, skip: int = 0) -> memoryview | Answer | bytes:
+        """The first unacknowledged bytes after `skip` of them, at most `limit`, perhaps fewer than there are; not copied."""
         if self._kept is not None:
-            return self._kept.answer(limit)
+            return self._kept.answer(limit, skip)
         if self._ring is None:
             return b""
-        offset = self.acknowledged
+        offset = self.acknowledged + skip
         start = (offset - self._origin) % self._size
         size = min(self.end - offset, limit, self._size - start)
         return self._ring[start : start + size]
@@ -117,16 +122,17 @@ class Output:
 
     def _enlarge(self) -> None:
         """There is nothing unacknowledged, and there will be much. Answers under way keep the old ring."""
-        self._size = RING_BYTES
         self._ring = None
         if S_ISFIFO(os.fstat(self._fd).st_mode):
             from .kept import Kept
 
             try:
                 self._kept = Kept()
+                self._size = KEPT_BYTES
             except OSError:
                 pass  # too many descriptors, or no memory: it works without
         if self._kept is None:
+            self._size = RING_BYTES
             self._ring = memoryview(bytearray(self._size))
 
     def _free(self) -> int:
@@ -158,6 +164,8 @@ class Output:
             got = self._kept.take(self._fd, free) if self._kept is not None else self._fill_ring(free)
         except BlockingIOError:
             self._full = not self._free()
+            if self._full:
+                self.changed.notify()  # whoever waits for more would wait for an acknowledgement
             return 0
         except OSError as error:
             if error.errno != EIO:  # EIO is how a terminal says that its last user has closed it

@@ -25,11 +25,16 @@ from kata_fsm.effects.agent.bulk import Bulk
 from kata_fsm.effects.agent.client import AGENT, EXTENSION, AgentCallError
 from kata_fsm.effects.process import Identity
 from kata_fsm.errors import CallerError, EffectError
-from kata_fsm.limits import AGENT_CALL_TIMEOUT_S, RETRY_S, STDIN_BYTES, STREAM_POLL_S, STREAM_READ_BYTES
+from kata_fsm.limits import (
+    RETRY_S,
+    STDIN_BYTES,
+    STREAM_AHEAD_BYTES,
+)
 from kata_fsm.machines import Cause, agent, process
 from kata_fsm.machines.pod import INIT, Pod
 from kata_fsm.machines.vocab import AgentLost, Drained
 from kata_fsm.supervisor.channel import Channel
+from kata_fsm.supervisor.reading import AgentLied, Asked, StreamReader
 
 if TYPE_CHECKING:
     from kata_fsm.effects.agent.link import Link
@@ -42,10 +47,6 @@ _STREAM_NAMES = {STDOUT: "stdout", STDERR: "stderr"}
 
 _OFFSET_MAX = (1 << 63) - 1
 SIGNAL_MAX = 64  # SIGRTMAX
-
-
-class AgentLied(Exception):
-    """An answer that no honest agent gives: bytes that were not asked for, or a position that cannot be."""
 
 
 class Shim:
@@ -196,25 +197,36 @@ class Session:
         shim = await self._await_shim()
         offset = shim.delivered[stream] if shim is not None else 0
         self._handed_over[stream] = offset  # to a former supervisor's shim: it counts
-        bulk = Bulk()
-        while True:
-            try:
-                reply, bulk = await self._read(stream, offset, bulk)
-            except AgentLied as lie:
-                await self._lost(lie)
-                return
-            if reply is None:
-                return
-            end = offset + (bulk.size or len(reply.data))
-            if end > offset:
-                offset = await self._hand_over(stream, offset, end, bulk if bulk.size else reply.data)
-                self._handed_over[stream] = offset
-                if bulk.size:
-                    bulk = Bulk()  # it was dropped
-            elif self._has_ended(self._runtime.pod):
-                return  # somebody else holds the stream open; what the process wrote has all come
-            if reply.eof and offset == end:
-                return
+        reader = StreamReader(self._link, self.container, self.exec_id, stream, self._guest_is_gone)
+        async with trio.open_nursery() as nursery:
+            asked = reader.ask(nursery, offset)
+            while True:
+                await asked.begun.wait()
+                much = asked.size >= STREAM_AHEAD_BYTES
+                ahead = reader.ask(nursery, offset, asked.end - offset) if much else None
+                await asked.come.wait()
+                if asked.lie is not None:
+                    await self._lost(asked.lie)
+                if asked.lie is not None or asked.over:
+                    break
+                if asked.size:
+                    offset = await self._hand_over(stream, offset, asked.end, asked.content)
+                    self._handed_over[stream] = offset
+                if self._was_last(asked, offset):
+                    break
+                if ahead is not None and ahead.start != offset:  # another shim wants some again, or less has come
+                    ahead.scope.cancel()
+                    ahead = None
+                asked = ahead or reader.ask(nursery, offset)
+            nursery.cancel_scope.cancel()
+
+    def _was_last(self, asked: Asked, offset: int) -> bool:
+        """Whether everything up to the end has been handed over."""
+        if asked.eof:
+            return offset == asked.end
+        # Empty though the process has ended: somebody else holds its output open; what the process wrote has all come.
+        # One that was asked for ahead says nothing: there may have been no room for more.
+        return not asked.size and asked.start == asked.offset and self._has_ended(self._runtime.pod)
 
     async def _hand_over(self, stream: int, offset: int, end: int, data: bytes | Bulk) -> int:
         """Write what was read from `offset` to `end`; the offset of the next byte wanted."""
@@ -237,38 +249,6 @@ class Session:
             await self.detach(shim)
             return False
         return True
-
-    async def _read(self, stream: int, offset: int, bulk: Bulk) -> tuple[Any | None, Bulk]:
-        """The next output from `offset` on; None when there will be none. Its data are in the answer, or, if they are many,
-        in the Bulk, which is another one if `bulk` could not be used any more. Raises `AgentLied`.
-        """
-        from kata_wire import messages
-
-        request = messages.extension.ReadStreamRequest(
-            container_id=self.container,
-            exec_id=self.exec_id,
-            stream=stream,  # type: ignore[arg-type]
-            offset=offset,
-            len=STREAM_READ_BYTES,
-            timeout_ms=int(STREAM_POLL_S * 1000),
-        )
-        while not self._guest_is_gone():
-            try:
-                reply = await self._link.call(
-                    EXTENSION, "ReadStream", request, timeout_s=AGENT_CALL_TIMEOUT_S, into=bulk
-                )
-            except AgentCallError:
-                return None, bulk  # the agent no longer knows the process
-            except EffectError:
-                bulk = Bulk()  # the other may still be filled
-                await trio.sleep(RETRY_S)  # between two connections; whether the agent is lost is decided elsewhere
-                continue
-            size = bulk.size or len(reply.data)
-            if reply.offset != offset or size > STREAM_READ_BYTES:
-                came = f"{size} bytes at {reply.offset}"
-                raise AgentLied(f"ReadStream was asked for {STREAM_READ_BYTES} bytes at {offset}, and answered {came}")
-            return reply, bulk
-        return None, bulk
 
     # --- input --------------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckata_wire/pb/extension.proto\x12\x07katafsm\x1a\x1bgoogle/protobuf/empty.proto\"i\n\x12QueryStateResponse\x12+\n\ncontainers\x18\x01 \x03(\x0b\x32\x17.katafsm.ContainerState\x12\x0f\n\x07\x62oot_ns\x18\x02 \x01(\x04\x12\x15\n\ragent_version\x18\x03 \x01(\t\"q\n\x0e\x43ontainerState\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x10\n\x08init_pid\x18\x03 \x01(\r\x12(\n\tprocesses\x18\x04 \x03(\x0b\x32\x15.katafsm.ProcessState\"\xce\x01\n\x0cProcessState\x12\x0f\n\x07\x65xec_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\r\n\x05state\x18\x03 \x01(\t\x12\x13\n\x0b\x65xit_status\x18\x04 \x01(\x05\x12\x11\n\tsignalled\x18\x05 \x01(\x08\x12\x12\n\noom_killed\x18\x06 \x01(\x08\x12\x13\n\x0bstdout_read\x18\x07 \x01(\x04\x12\x15\n\rstdin_written\x18\x08 \x01(\x04\x12\x13\n\x0bstderr_read\x18\t \x01(\x04\x12\x14\n\x0c\x65xited_at_ns\x18\n \x01(\x04\"\xca\x01\n\x11ReadStreamRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x65xec_id\x18\x02 \x01(\t\x12\x31\n\x06stream\x18\x03 \x01(\x0e\x32!.katafsm.ReadStreamRequest.Stream\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x0b\n\x03len\x18\x05 \x01(\r\x12\x12\n\ntimeout_ms\x18\x06 \x01(\r\"*\n\x06Stream\x12\x08\n\x04NONE\x10\x00\x12\n\n\x06STDOUT\x10\x01\x12\n\n\x06STDERR\x10\x02\"?\n\x12ReadStreamResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0b\n\x03\x65of\x18\x03 \x01(\x08\"f\n\x12WriteStreamRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x65xec_id\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0b\n\x03\x65of\x18\x05 \x01(\x08\"%\n\x13WriteStreamResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\"\'\n\x0fListPidsRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\" \n\x10ListPidsResponse\x12\x0c\n\x04pids\x18\x01 \x03(\r\"2\n\x0cRunPsRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x02 \x03(\t\"?\n\rRunPsResponse\x12\x0e\n\x06stdout\x18\x01 \x01(\x0c\x12\x0e\n\x06stderr\x18\x02 \x01(\x0c\x12\x0e\n\x06status\x18\x03 \x01(\x05\"P\n\x13WaitProcess2Request\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x65xec_id\x18\x02 \x01(\t\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\"n\n\x14WaitProcess2Response\x12\x0e\n\x06\x65xited\x18\x01 \x01(\x08\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0e\n\x06signal\x18\x03 \x01(\r\x12\x12\n\noom_killed\x18\x04 \x01(\x08\x12\x14\n\x0c\x65xited_at_ns\x18\x05 \x01(\x04\x32\xa5\x03\n\tExtension\x12\x41\n\nQueryState\x12\x16.google.protobuf.Empty\x1a\x1b.katafsm.QueryStateResponse\x12\x45\n\nReadStream\x12\x1a.katafsm.ReadStreamRequest\x1a\x1b.katafsm.ReadStreamResponse\x12H\n\x0bWriteStream\x12\x1b.katafsm.WriteStreamRequest\x1a\x1c.katafsm.WriteStreamResponse\x12?\n\x08ListPids\x12\x18.katafsm.ListPidsRequest\x1a\x19.katafsm.ListPidsResponse\x12\x36\n\x05RunPs\x12\x15.katafsm.RunPsRequest\x1a\x16.katafsm.RunPsResponse\x12K\n\x0cWaitProcess2\x12\x1c.katafsm.WaitProcess2Request\x1a\x1d.katafsm.WaitProcess2Responseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckata_wire/pb/extension.proto\x12\x07katafsm\x1a\x1bgoogle/protobuf/empty.proto\"i\n\x12QueryStateResponse\x12+\n\ncontainers\x18\x01 \x03(\x0b\x32\x17.katafsm.ContainerState\x12\x0f\n\x07\x62oot_ns\x18\x02 \x01(\x04\x12\x15\n\ragent_version\x18\x03 \x01(\t\"q\n\x0e\x43ontainerState\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x10\n\x08init_pid\x18\x03 \x01(\r\x12(\n\tprocesses\x18\x04 \x03(\x0b\x32\x15.katafsm.ProcessState\"\xce\x01\n\x0cProcessState\x12\x0f\n\x07\x65xec_id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\r\n\x05state\x18\x03 \x01(\t\x12\x13\n\x0b\x65xit_status\x18\x04 \x01(\x05\x12\x11\n\tsignalled\x18\x05 \x01(\x08\x12\x12\n\noom_killed\x18\x06 \x01(\x08\x12\x13\n\x0bstdout_read\x18\x07 \x01(\x04\x12\x15\n\rstdin_written\x18\x08 \x01(\x04\x12\x13\n\x0bstderr_read\x18\t \x01(\x04\x12\x14\n\x0c\x65xited_at_ns\x18\n \x01(\x04\"\xd8\x01\n\x11ReadStreamRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x65xec_id\x18\x02 \x01(\t\x12\x31\n\x06stream\x18\x03 \x01(\x0e\x32!.katafsm.ReadStreamRequest.Stream\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x0b\n\x03len\x18\x05 \x01(\r\x12\x12\n\ntimeout_ms\x18\x06 \x01(\r\x12\x0c\n\x04skip\x18\x07 \x01(\r\"*\n\x06Stream\x12\x08\n\x04NONE\x10\x00\x12\n\n\x06STDOUT\x10\x01\x12\n\n\x06STDERR\x10\x02\"?\n\x12ReadStreamResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0b\n\x03\x65of\x18\x03 \x01(\x08\"f\n\x12WriteStreamRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x65xec_id\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\x12\x0b\n\x03\x65of\x18\x05 \x01(\x08\"%\n\x13WriteStreamResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\"\'\n\x0fListPidsRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\" \n\x10ListPidsResponse\x12\x0c\n\x04pids\x18\x01 \x03(\r\"2\n\x0cRunPsRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x02 \x03(\t\"?\n\rRunPsResponse\x12\x0e\n\x06stdout\x18\x01 \x01(\x0c\x12\x0e\n\x06stderr\x18\x02 \x01(\x0c\x12\x0e\n\x06status\x18\x03 \x01(\x05\"P\n\x13WaitProcess2Request\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x65xec_id\x18\x02 \x01(\t\x12\x12\n\ntimeout_ms\x18\x03 \x01(\r\"n\n\x14WaitProcess2Response\x12\x0e\n\x06\x65xited\x18\x01 \x01(\x08\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0e\n\x06signal\x18\x03 \x01(\r\x12\x12\n\noom_killed\x18\x04 \x01(\x08\x12\x14\n\x0c\x65xited_at_ns\x18\x05 \x01(\x04\x32\xa5\x03\n\tExtension\x12\x41\n\nQueryState\x12\x16.google.protobuf.Empty\x1a\x1b.katafsm.QueryStateResponse\x12\x45\n\nReadStream\x12\x1a.katafsm.ReadStreamRequest\x1a\x1b.katafsm.ReadStreamResponse\x12H\n\x0bWriteStream\x12\x1b.katafsm.WriteStreamRequest\x1a\x1c.katafsm.WriteStreamResponse\x12?\n\x08ListPids\x12\x18.katafsm.ListPidsRequest\x1a\x19.katafsm.ListPidsResponse\x12\x36\n\x05RunPs\x12\x15.katafsm.RunPsRequest\x1a\x16.katafsm.RunPsResponse\x12K\n\x0cWaitProcess2\x12\x1c.katafsm.WaitProcess2Request\x1a\x1d.katafsm.WaitProcess2Responseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,27 +40,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROCESSSTATE']._serialized_start=293
   _globals['_PROCESSSTATE']._serialized_end=499
   _globals['_READSTREAMREQUEST']._serialized_start=502
-  _globals['_READSTREAMREQUEST']._serialized_end=704
-  _globals['_READSTREAMREQUEST_STREAM']._serialized_start=662
-  _globals['_READSTREAMREQUEST_STREAM']._serialized_end=704
-  _globals['_READSTREAMRESPONSE']._serialized_start=706
-  _globals['_READSTREAMRESPONSE']._serialized_end=769
-  _globals['_WRITESTREAMREQUEST']._serialized_start=771
-  _globals['_WRITESTREAMREQUEST']._serialized_end=873
-  _globals['_WRITESTREAMRESPONSE']._serialized_start=875
-  _globals['_WRITESTREAMRESPONSE']._serialized_end=912
-  _globals['_LISTPIDSREQUEST']._serialized_start=914
-  _globals['_LISTPIDSREQUEST']._serialized_end=953
-  _globals['_LISTPIDSRESPONSE']._serialized_start=955
-  _globals['_LISTPIDSRESPONSE']._serialized_end=987
-  _globals['_RUNPSREQUEST']._serialized_start=989
-  _globals['_RUNPSREQUEST']._serialized_end=1039
-  _globals['_RUNPSRESPONSE']._serialized_start=1041
-  _globals['_RUNPSRESPONSE']._serialized_end=1104
-  _globals['_WAITPROCESS2REQUEST']._serialized_start=1106
-  _globals['_WAITPROCESS2REQUEST']._serialized_end=1186
-  _globals['_WAITPROCESS2RESPONSE']._serialized_start=1188
-  _globals['_WAITPROCESS2RESPONSE']._serialized_end=1298
-  _globals['_EXTENSION']._serialized_start=1301
-  _globals['_EXTENSION']._serialized_end=1722
+  _globals['_READSTREAMREQUEST']._serialized_end=718
+  _globals['_READSTREAMREQUEST_STREAM']._serialized_start=676
+  _globals['_READSTREAMREQUEST_STREAM']._serialized_end=718
+  _globals['_READSTREAMRESPONSE']._serialized_start=720
+  _globals['_READSTREAMRESPONSE']._serialized_end=783
+  _globals['_WRITESTREAMREQUEST']._serialized_start=785
+  _globals['_WRITESTREAMREQUEST']._serialized_end=887
+  _globals['_WRITESTREAMRESPONSE']._serialized_start=889
+  _globals['_WRITESTREAMRESPONSE']._serialized_end=926
+  _globals['_LISTPIDSREQUEST']._serialized_start=928
+  _globals['_LISTPIDSREQUEST']._serialized_end=967
+  _globals['_LISTPIDSRESPONSE']._serialized_start=969
+  _globals['_LISTPIDSRESPONSE']._serialized_end=1001
+  _globals['_RUNPSREQUEST']._serialized_start=1003
+  _globals['_RUNPSREQUEST']._serialized_end=1053
+  _globals['_RUNPSRESPONSE']._serialized_start=1055
+  _globals['_RUNPSRESPONSE']._serialized_end=1118
+  _globals['_WAITPROCESS2REQUEST']._serialized_start=1120
+  _globals['_WAITPROCESS2REQUEST']._serialized_end=1200
+  _globals['_WAITPROCESS2RESPONSE']._serialized_start=1202
+  _globals['_WAITPROCESS2RESPONSE']._serialized_end=1312
+  _globals['_EXTENSION']._serialized_start=1315
+  _globals['_EXTENSION']._serialized_end=1736
 # @@protoc_insertion_point(module_scope)

@@ -56,7 +56,7 @@ class ProcessState(_message.Message):
     def __init__(self, exec_id: _Optional[str] = ..., pid: _Optional[int] = ..., state: _Optional[str] = ..., exit_status: _Optional[int] = ..., signalled: _Optional[bool] = ..., oom_killed: _Optional[bool] = ..., stdout_read: _Optional[int] = ..., stdin_written: _Optional[int] = ..., stderr_read: _Optional[int] = ..., exited_at_ns: _Optional[int] = ...) -> None: ...
 
 class ReadStreamRequest(_message.Message):
-    __slots__ = ("container_id", "exec_id", "stream", "offset", "len", "timeout_ms")
+    __slots__ = ("container_id", "exec_id", "stream", "offset", "len", "timeout_ms", "skip")
     class Stream(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         NONE: _ClassVar[ReadStreamRequest.Stream]
@@ -71,13 +71,15 @@ class ReadStreamRequest(_message.Message):
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     LEN_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    SKIP_FIELD_NUMBER: _ClassVar[int]
     container_id: str
     exec_id: str
     stream: ReadStreamRequest.Stream
     offset: int
     len: int
     timeout_ms: int
-    def __init__(self, container_id: _Optional[str] = ..., exec_id: _Optional[str] = ..., stream: _Optional[_Union[ReadStreamRequest.Stream, str]] = ..., offset: _Optional[int] = ..., len: _Optional[int] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+    skip: int
+    def __init__(self, container_id: _Optional[str] = ..., exec_id: _Optional[str] = ..., stream: _Optional[_Union[ReadStreamRequest.Stream, str]] = ..., offset: _Optional[int] = ..., len: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., skip: _Optional[int] = ...) -> None: ...
 
 class ReadStreamResponse(_message.Message):
     __slots__ = ("data", "offset", "eof")

@@ -245,12 +245,15 @@ class AgentPeer:
             legal = f"{process.acknowledged[number]} to {len(output)}"
             raise Refused(envelope.OUT_OF_RANGE, f"offset {offset} is not in {legal}")
         process.acknowledged[number] = offset
+        start = offset + request.get("skip", 0)
+        if start > len(output):
+            raise Refused(envelope.OUT_OF_RANGE, f"there is nothing at {start}")
         with trio.move_on_after(request.get("timeout_ms", 0) / 1000):
-            while len(output) == offset and not process.at_eof:
+            while len(output) == start and not process.at_eof:
                 await process.changed.wait()
-        data = bytes(output[offset : offset + request.get("len", 0)])
+        data = bytes(output[start : start + request.get("len", 0)])
         # In the order of the agent's own: the data come last.
-        return {"offset": offset, "eof": process.at_eof and offset + len(data) == len(output), "data": data}
+        return {"offset": start, "eof": process.at_eof and start + len(data) == len(output), "data": data}
 
     async def WriteStream(self, request: Message) -> Message:
         process = self._find(request)

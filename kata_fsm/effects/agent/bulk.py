@@ -9,6 +9,7 @@ reads never holds up the connection, which carries everything else as well.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from fcntl import F_SETPIPE_SZ, fcntl
 
 import trio
@@ -72,9 +73,10 @@ class _Pipe:
 
 
 class Bulk:
-    """The data of an answer. To be used again only when it was filled and poured; otherwise it is dropped."""
+    """The data of one answer. `begun` is told how many bytes they are, before they come."""
 
-    def __init__(self) -> None:
+    def __init__(self, begun: Callable[[int], object] = lambda size: None) -> None:
+        self._begun = begun
         self._pipes: list[_Pipe] = []  # filled one after the other
         self._filling = 0  # index of the one that is being filled
         self._rest = bytearray()  # what did not fit: it comes after what is in the pipes
@@ -86,7 +88,7 @@ class Bulk:
 
     async def fill(self, first: bytes, source: trio.socket.SocketType, left: int) -> bool:
         """Take `first`, and `left` bytes from the socket; False when that ended before. Raises OSError."""
-        self._filling = 0
+        self._begun(len(first) + left)
         if self._has_pipe():
             pipe = self._pipes[0]
             pipe.held = os.write(pipe.writer, first)

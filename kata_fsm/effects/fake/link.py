@@ -218,9 +218,10 @@ def _read(guest: FakeGuest, request: Any) -> Any | None:
     if not workload.acknowledged[stream] <= offset <= len(held):
         raise AgentCallError("ReadStream", envelope.OUT_OF_RANGE, f"there is no byte `{offset}`")
     workload.acknowledged[stream] = offset
-    if len(held) == offset and not workload.over:
+    start = offset + request.skip
+    if len(held) == start and not workload.over:
         return None
-    return SimpleNamespace(data=held[offset:], offset=offset, eof=workload.over)
+    return SimpleNamespace(data=held[start:], offset=start, eof=workload.over)
 
 
 def _write(guest: FakeGuest, request: Any) -> Any:
@@ -236,7 +237,7 @@ _WAITING: dict[str, Callable[[FakeGuest, Any], Any]] = {"WaitProcess2": _wait, "
 
 _NOTHING_YET: dict[str, Callable[[Any], Any]] = {
     "WaitProcess2": lambda request: SimpleNamespace(exited=False),
-    "ReadStream": lambda request: SimpleNamespace(data=b"", offset=request.offset, eof=False),
+    "ReadStream": lambda request: SimpleNamespace(data=b"", offset=request.offset + request.skip, eof=False),
 }
 
 _CALLS: dict[str, Callable[[FakeGuest, Any], Any]] = {

@@ -222,6 +222,26 @@ def test_a_read_waits_for_data_and_no_longer_than_asked(client: Client) -> None:
     assert client.finish(waiting) == {"data": b"x"}
 
 
+def test_a_read_ahead_acknowledges_nothing_and_does_not_wait_for_room_that_only_an_acknowledgement_makes(
+    client: Client,
+) -> None:
+    client.call("CreateContainer", container("c", "/usr/bin/head", "-c", "20000000", "/dev/zero"))
+    client.call("StartContainer", {"container_id": "c"})
+    request = {"container_id": "c", "stream": 1, "timeout_ms": 20_000}
+    offset = 0
+    for _ in range(3):  # until the stream has proved to be large
+        offset += len(client.call("ReadStream", {**request, "offset": offset})["data"])
+    skip = 0
+    while data := client.call("ReadStream", {**request, "offset": offset, "skip": skip}).get("data", b""):
+        skip += len(data)
+    assert skip >= 1 << 20, "what a pipe may hold without privileges"
+    again = client.call("ReadStream", {**request, "offset": offset})
+    assert again["offset"] == offset
+    with pytest.raises(CallError, match="`skip` leads to"):
+        client.call("ReadStream", {**request, "offset": offset, "skip": skip + 1})
+    assert len(read_all(client, "c", offset=offset)) == 20_000_000 - offset
+
+
 def test_a_large_input_arrives_whole(client: Client) -> None:
     data = os.urandom(3 << 20)
     client.call("CreateContainer", container("c", "/usr/bin/sha256sum"))

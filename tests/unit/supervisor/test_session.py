@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from journal import Journal
+from kata_fsm.limits import STREAM_READ_BYTES
 from kata_fsm.machines import container, process, sandbox
 from kata_fsm.world import Paths
 from kata_wire import envelope
@@ -74,6 +75,39 @@ async def test_a_reader_that_is_slow_slows_the_workload(house: House, peer: Agen
     assert await shim.read_until(len(text)) == text
     workload.finish()
     assert await shim.exit_code() == 0
+
+
+async def test_the_next_answer_is_asked_for_while_one_is_on_its_way(house: House, peer: AgentPeer) -> None:
+    """And acknowledges no more for it: what nobody has taken yet can be asked for again."""
+    shim = await house.run()
+    workload, text = peer.process(BOX), pattern(BIG * 4)
+    workload.write(text)
+    await wait_for(lambda: any(r.get("skip") for r in peer.called("ReadStream")), "a read ahead")
+    await trio.testing.wait_all_tasks_blocked(0.02)
+    (ahead,) = [r for r in peer.called("ReadStream") if r.get("skip")]
+    assert (ahead.get("offset", 0), ahead["skip"]) == (0, STREAM_READ_BYTES)
+    assert workload.acknowledged[1] == 0
+    assert await shim.read_until(len(text)) == text
+    workload.finish()
+    assert await shim.exit_code() == 0
+
+
+async def test_an_empty_answer_to_a_read_ahead_ends_nothing(house: House, peer: AgentPeer) -> None:
+    """The process has ended, but an agent that has no room for more tells nothing about what is left."""
+    shim = await house.run()
+    workload, text = peer.process(BOX), pattern(BIG * 3)
+    real = peer.ReadStream
+
+    async def full(request: Message) -> Message:
+        if request.get("skip"):
+            return {"offset": request.get("offset", 0) + request["skip"]}
+        return await real(request)
+
+    peer.script["ReadStream"] = full
+    workload.write(text)
+    workload.finish(code=5)
+    assert await shim.exit_code() == 5
+    assert shim.received["stdout"] == text
 
 
 async def test_a_workload_that_reads_nothing_slows_its_input(house: House, peer: AgentPeer) -> None:
