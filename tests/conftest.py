@@ -2,6 +2,9 @@
 """What tests of every kind share: `@pytest.mark.feature(engine, name, ...)` says which features of an engine a test shows.
 
 With `--features FILE` their outcomes are written there, as JSON lines; `tests.support.matrix` makes docs/engines.md of them.
+
+Run in several processes (`pytest -n 2 --dist loadgroup`, as scripts/test does), tests that look at what is on the host as a
+whole (processes, mounts, namespaces) stay in one of them, one after the other, and the pure ones run beside.
 """
 
 from __future__ import annotations
@@ -10,6 +13,13 @@ import json
 from pathlib import Path
 
 import pytest
+
+_TESTS = Path(__file__).parent
+_OF_THE_HOST = (
+    "clients/",
+    "integration/",
+    *(f"unit/{name}/" for name in ("cli", "effects", "shim", "supervisor", "survey")),
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,6 +48,13 @@ class Outcomes:
                     line = {"engine": engine, "feature": name, "outcome": report.outcome, "refused": refused}
                     file.write(json.dumps(line) + "\n")
         return report
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if item.path.relative_to(_TESTS).as_posix().startswith(_OF_THE_HOST):
+                item.add_marker(pytest.mark.xdist_group("host"))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
