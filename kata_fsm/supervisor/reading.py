@@ -41,6 +41,11 @@ class Asked:
         self.scope = trio.CancelScope()
 
     @property
+    def is_ahead(self) -> bool:
+        """Whether it was asked for before all before it had been handed over."""
+        return self.start != self.offset
+
+    @property
     def end(self) -> int:
         """The offset after its last byte."""
         return self.start + self.size

@@ -207,9 +207,9 @@ class Session:
                 await asked.come.wait()
                 if asked.lie is not None:
                     await self._lost(asked.lie)
-                if asked.lie is not None or asked.over:
+                if asked.lie is not None or (asked.over and not asked.is_ahead):
                     break
-                if asked.size:
+                if asked.size and not asked.over:
                     offset = await self._hand_over(stream, offset, asked.end, asked.content)
                     self._handed_over[stream] = offset
                 if self._was_last(asked, offset):
@@ -226,7 +226,7 @@ class Session:
             return offset == asked.end
         # Empty though the process has ended: somebody else holds its output open; what the process wrote has all come.
         # One that was asked for ahead says nothing: there may have been no room for more.
-        return not asked.size and asked.start == asked.offset and self._has_ended(self._runtime.pod)
+        return not asked.size and not asked.is_ahead and self._has_ended(self._runtime.pod)
 
     async def _hand_over(self, stream: int, offset: int, end: int, data: bytes | Bulk) -> int:
         """Write what was read from `offset` to `end`; the offset of the next byte wanted."""

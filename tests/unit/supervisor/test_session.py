@@ -92,7 +92,8 @@ async def test_the_next_answer_is_asked_for_while_one_is_on_its_way(house: House
     assert await shim.exit_code() == 0
 
 
-async def test_an_empty_answer_to_a_read_ahead_ends_nothing(house: House, peer: AgentPeer) -> None:
+@pytest.mark.parametrize("refused", [False, True])
+async def test_an_empty_answer_to_a_read_ahead_ends_nothing(house: House, peer: AgentPeer, refused: bool) -> None:
     """The process has ended, but an agent that has no room for more tells nothing about what is left."""
     shim = await house.run()
     workload, text = peer.process(BOX), pattern(BIG * 3)
@@ -100,6 +101,8 @@ async def test_an_empty_answer_to_a_read_ahead_ends_nothing(house: House, peer: 
 
     async def full(request: Message) -> Message:
         if request.get("skip"):
+            if refused:
+                raise Refused(envelope.OUT_OF_RANGE, "never")
             return {"offset": request.get("offset", 0) + request["skip"]}
         return await real(request)
 
