@@ -57,6 +57,7 @@ JOURNAL_RETRY_S = 0.5
 # After a failure that may be none, only the answer lost: how long it is looked whether it was done. The call itself has
 # waited long enough; a guest that lives answers this within milliseconds.
 LOOK_AGAIN_S = 10.0
+LOOK_EVERY_S = 3.0  # one that was lost is not waited for all that time
 # Of a failure that cannot be recorded as it is (a record holds 1 MiB), this much.
 OUTCOME_MESSAGE_CHARS_MAX = 4096
 

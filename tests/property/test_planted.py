@@ -85,6 +85,7 @@ def test_an_unknown_end_that_is_taken_for_success(monkeypatch: pytest.MonkeyPatc
 def test_a_row_of_the_coupling_table_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     rules = tuple(rule for rule in coupling.RULES if rule.name != "leave-network")
     monkeypatch.setattr(coupling, "RULES", rules)
+    monkeypatch.setattr(coupling, "_candidates", coupling._candidates.__wrapped__)
     assert "cannot be deleted" in found().wrong
 
 
