@@ -212,6 +212,11 @@ def _abort_cause(pod: Pod, _: str) -> Facts:
     return _cause_of(source, "create_failed", "the sandbox ended first")
 
 
+def _unwanted(pod: Pod, _: str) -> Facts:
+    source = pod.agent if "cause" in pod.agent.facts else pod.sandbox
+    return _cause_of(source, "create_failed", "its deletion was forced before it was created")
+
+
 def _never_ran(pod: Pod, subject: str) -> Facts:
     unit = pod.unit("container", container_of(subject))
     return {"exit_code": EXIT_UNKNOWN, **_cause_of(unit, "container_stopped", "its container ended before it began")}
@@ -294,7 +299,7 @@ RULES: tuple[Rule, ...] = (
                        "agent": _s(agent.READY), "sandbox": _s(sandbox.READY)},
          "container", "kill", "its deletion was forced", also=_condemned_by_force),
     Rule("condemned-early", {"container": _s(container.DECLARED, container.PREPARED)}, "container", "abort",
-         "its deletion was forced before it was created", also=_condemned_by_force, facts=_abort_cause),
+         "its deletion was forced before it was created", also=_condemned_by_force, facts=_unwanted),
     Rule("sandbox-container-ended", {"sandbox": _SERVING, "container": _CONTAINER_ENDED}, "sandbox", "stop",
          "the sandbox lives as long as the container that made it", also=_is_sandbox_container_done,
          facts=_from_sandbox_container),
