@@ -307,11 +307,14 @@ async def _look_again(handler: Handler, intent: Intent) -> Observed:
         nonlocal found
         while True:
             try:
-                found = await handler.probe(intent)
+                seen = await handler.probe(intent)
+            except EffectError:
+                seen = Observed(None, later=True)  # that it cannot be seen now says nothing about what was done
+            if not seen.later:
+                found = seen
                 nursery.cancel_scope.cancel()
                 return
-            except EffectError:
-                await trio.sleep(RETRY_S)  # that it cannot be seen now says nothing about what was done
+            await trio.sleep(RETRY_S)
 
     with trio.move_on_after(LOOK_AGAIN_S):
         async with trio.open_nursery() as nursery:

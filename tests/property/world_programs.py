@@ -78,6 +78,12 @@ FOUND: dict[str, Program] = {
         _fault("process.exec", "after"),
         ("exec", 0, 0),
     ],
+    "nor when the connection broke under it": [
+        *_RUNNING,
+        _call("QueryState", "broken"),
+        _fault("process.exec", "after"),
+        ("exec", 0, 0),
+    ],
     "what had ended before it was started was said to run": [("create", 0), ("exit", 0, 0, 0), ("start", 0, 0)],
     "a shim that lost the last supervisor was never told": [("doom", 0, 1, 45), *COMMONEST["a whole life"]],
     "nor one of a sandbox deleted by force": [("doom", 0, 1, 87), *COMMONEST["deleted by force"]],
