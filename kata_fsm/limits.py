@@ -91,6 +91,9 @@ CGROUP_EMPTY_S = 2.0
 CGROUP_POLL_S = 0.01
 CGROUP_RETRIES = 5
 
+# A mount, an unmount or a look at a file takes milliseconds, or waits for a server that is gone and never ends.
+HOST_CALL_S = 30.0
+
 # Starting QEMU: from exec to its monitor's greeting takes 0.1 to 0.2 s; a host that swaps may take much longer.
 QEMU_START_S = 20.0
 QMP_RETRY_S = 0.01
