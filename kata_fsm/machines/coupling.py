@@ -376,7 +376,11 @@ def _subjects(pod: Pod, rule: Rule) -> Iterator[str]:
 
 def next_move(pod: Pod) -> Moved | None:
     """The first coupled transition that is due, or None at the fixed point."""
+    containers = {unit.state for unit in pod.containers.values()}
     for rule in _candidates(pod.sandbox.state, pod.vm.state, pod.agent.state, pod.network.state, pod.share.state):
+        wanted = rule.when.get("container")
+        if wanted is not None and containers.isdisjoint(wanted):
+            continue
         for subject in _subjects(pod, rule):
             if rule.also is None or rule.also(pod, subject):
                 target = subject if rule.machine in ("container", "process") else ""
