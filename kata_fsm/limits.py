@@ -59,6 +59,7 @@ JOURNAL_RETRY_S = 0.5
 # After a failure that may be none, only the answer lost: how long it is looked whether it was done. The call itself has
 # waited long enough; a guest that lives answers this within milliseconds.
 LOOK_AGAIN_S = 10.0
+LOOK_EVERY_S = 3.0  # one that was lost is not waited for all that time
 # Of a failure that cannot be recorded as it is (a record holds 1 MiB), this much.
 OUTCOME_MESSAGE_CHARS_MAX = 4096
 
@@ -91,6 +92,9 @@ SUPERVISOR_FAILURE_RECORDS = 1000  # how far back they are looked for
 CGROUP_EMPTY_S = 2.0
 CGROUP_POLL_S = 0.01
 CGROUP_RETRIES = 5
+
+# A mount, an unmount or a look at a file takes milliseconds, or waits for a server that is gone and never ends.
+HOST_CALL_S = 30.0
 
 # Starting QEMU: from exec to its monitor's greeting takes 0.1 to 0.2 s; a host that swaps may take much longer.
 QEMU_START_S = 20.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import lru_cache
 from typing import Any
 
 from kata_fsm.machines import Pod, container, process, sandbox
@@ -58,6 +59,12 @@ def oci_state(pod: Pod, container_id: str, unit: Unit) -> dict[str, Any]:
     return document
 
 
+@lru_cache(maxsize=256)
+def _indented(text: str) -> str:
+    """JSON as it is printed. Most steps leave most containers as they were, and the encoder that indents is slow."""
+    return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+
+
 def _container_document(pod: Pod, stream: str, container_id: str, unit: Unit) -> bytes:
     config = unit.facts.get("config", {})
     state = oci_state(pod, container_id, unit)
@@ -74,7 +81,7 @@ def _container_document(pod: Pod, stream: str, container_id: str, unit: Unit) ->
             "netns": pod.network.facts.get("netns"),
             "cgroups": [each["path"] for each in unit.facts.get("cgroups") or []],
         },
-        "oci": json.dumps(state, indent=2, ensure_ascii=False),
+        "oci": _indented(json.dumps(state)),
         "list": {
             "ociVersion": state["ociVersion"],
             "id": container_id,

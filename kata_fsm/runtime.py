@@ -23,6 +23,7 @@ from kata_fsm.errors import Bug, CallerError, EffectError, TimeoutExceeded
 from kata_fsm.limits import (
     JOURNAL_RETRY_S,
     LOOK_AGAIN_S,
+    LOOK_EVERY_S,
     OUTCOME_MESSAGE_CHARS_MAX,
     RETRY_S,
     SNAPSHOT_BYTES_MAX,
@@ -296,14 +297,31 @@ class Runtime:
 
 
 async def _look_again(handler: Handler, intent: Intent) -> Observed:
-    """Whether an effect that is said to have failed was done all the same, as far as that can be seen in time."""
-    with trio.move_on_after(LOOK_AGAIN_S):
+    """Whether an effect that is said to have failed was done all the same, as far as that can be seen in time.
+
+    A look that is not answered soon is followed by another beside it: one request may be lost, or be slow.
+    """
+    found = Observed(None)
+
+    async def look() -> None:
+        nonlocal found
         while True:
             try:
-                return await handler.probe(intent)
+                seen = await handler.probe(intent)
             except EffectError:
-                await trio.sleep(RETRY_S)  # that it cannot be seen now says nothing about what was done
-    return Observed(None)
+                seen = Observed(None, later=True)  # that it cannot be seen now says nothing about what was done
+            if not seen.later:
+                found = seen
+                nursery.cancel_scope.cancel()
+                return
+            await trio.sleep(RETRY_S)
+
+    with trio.move_on_after(LOOK_AGAIN_S):
+        async with trio.open_nursery() as nursery:
+            while True:
+                nursery.start_soon(look)
+                await trio.sleep(LOOK_EVERY_S)
+    return found
 
 
 async def _raise(error: Exception) -> None:

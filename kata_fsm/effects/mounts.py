@@ -15,7 +15,7 @@ import ctypes
 import errno
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from kata_fsm import errors
@@ -259,14 +259,16 @@ def change_root(path: str) -> None:
     os.chdir("/")
 
 
-def unmount_below(path: str) -> list[str]:
-    """Unmount everything on and below `path`, the last mounted first. Answers the mount points, in that order.
+def unmount_below(path: str, enter: Callable[[str], None] = lambda place: None) -> list[str]:
+    """Unmount everything on and below `path`, the last mounted first. Answers the mount points, in that order. `enter` is
+    told of each before it is unmounted.
 
     A busy mount is detached: it leaves the tree at once and the file system goes when its last user does (virtiofsd
     holds what the guest has looked up). Raises EffectError when something stays.
     """
     gone: list[str] = []
     for entry in reversed(below(path)):
+        enter(entry.point)
         try:
             unmount(entry.point)
         except OSError as error:

@@ -21,10 +21,14 @@ __all__ = ["Handler", "Intent", "Observed", "Processes"]
 
 
 class Observed(msgspec.Struct, frozen=True):
-    """What a probe found: `done` or not, None when the world cannot tell; `result` as `perform` answers it."""
+    """What a probe found: `done` or not, None when the world cannot tell; `result` as `perform` answers it.
+
+    `later`: it could not be asked just now (a connection that broke), and may tell in a moment.
+    """
 
     done: bool | None
     result: dict[str, Any] = {}
+    later: bool = False
 
 
 class Handler(Protocol):

@@ -28,6 +28,7 @@ import trio
 
 from kata_fsm import errors, limits
 from kata_fsm.effects import logs, mounts, oom, process, tree
+from kata_fsm.effects.bounded import Bounded, Enter
 from kata_fsm.effects.hypervisor import hotplug
 from kata_fsm.effects.hypervisor.qmp import Monitor
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
@@ -82,11 +83,11 @@ def _remake_mounts(paths: Paths) -> None:
         raise errors.EffectError("tree", f"cannot mount `{error.filename}`: {error.strerror}") from error
 
 
-def _remove_mounts(paths: Paths) -> list[str]:
+def _remove_mounts(paths: Paths, enter: Enter) -> list[str]:
     gone: list[str] = []
     # The view last: unmounting in `shared` empties it too.
     for path in (paths.shared, _private(paths)):
-        gone += mounts.unmount_below(path)
+        gone += mounts.unmount_below(path, enter)
     for path in (paths.shared, _private(paths)):
         tree.remove_tree(path)
     return gone
@@ -121,7 +122,8 @@ class _ShareHandler:
         # The one that forked may have had its child only now visible to us: look again until none is left.
         for identity in self._daemons():
             await process.kill_and_wait(identity)
-        unmounted = await trio.to_thread.run_sync(_remove_mounts, self.paths)
+        task = Bounded("unmount", "unmounting the shared tree")
+        unmounted = await task.run(lambda: _remove_mounts(self.paths, task.enter))
         tree.unlink(self.paths.virtiofsd_sock)
         tree.unlink(self.paths.virtiofsd_pid)
         return {"unmounted": unmounted, "exit": ended.to_dict()}
@@ -210,7 +212,8 @@ class SharePlug:
         stderr = logs.tail(self.paths.virtiofsd_log, limits.STDERR_TAIL_BYTES)
         said = logs.last_line(stderr)
         message = f"{error.message}; virtiofsd said: {said}" if said else error.message
-        return errors.EffectError(error.phase, message, evidence={**error.evidence, "virtiofsd": stderr})
+        kind = errors.TimeoutExceeded if isinstance(error, errors.TimeoutExceeded) else errors.EffectError
+        return kind(error.phase, message, evidence={**error.evidence, "virtiofsd": stderr})
 
     async def probe(self, intent: Intent) -> Observed:
         """Done when QEMU has the device; unknown when QEMU does not answer."""

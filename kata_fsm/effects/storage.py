@@ -23,6 +23,7 @@ import trio
 
 from kata_fsm import errors
 from kata_fsm.effects import cgroup, mounts, tree
+from kata_fsm.effects.bounded import Bounded, Enter
 from kata_fsm.effects.protocols import Intent, Observed
 from kata_fsm.world import Paths
 
@@ -65,7 +66,8 @@ def _top(paths: Paths, intent: Intent) -> str:
     return paths.container_tree(tree.checked_name(str(intent.params["container"]), "container"))
 
 
-def _bind_one(bind: Bind) -> dict[str, object]:
+def _bind_one(bind: Bind, enter: Enter) -> dict[str, object]:
+    enter(bind.source)
     try:
         mode = os.stat(bind.source).st_mode
     except OSError as error:
@@ -74,6 +76,7 @@ def _bind_one(bind: Bind) -> dict[str, object]:
             f"cannot bind `{bind.source}` on `{bind.target}`: {error.strerror}",
             evidence={"source": bind.source, "target": bind.target},
         ) from error
+    enter(bind.source)
     directory = stat.S_ISDIR(mode)
     if bind.target.endswith("/rootfs") and not directory:
         raise errors.EffectError("bind", f"the root file system `{bind.source}` is not a directory")
@@ -89,20 +92,24 @@ def _bind_one(bind: Bind) -> dict[str, object]:
     return {"source": bind.source, "target": bind.target, "directory": directory, "readonly": bind.readonly}
 
 
-def stage(top: str, params: Mapping[str, Any]) -> list[dict[str, object]]:
+def _anywhere(place: str) -> None:
+    """An `Enter` that nobody listens to."""
+
+
+def stage(top: str, params: Mapping[str, Any], enter: Enter = _anywhere) -> list[dict[str, object]]:
     """Make every bind below `top`, or none: what was made is taken away again on the first error. Blocks."""
     unstage(top)
     try:
         tree.make_directory(top)
-        return [_bind_one(bind) for bind in plan(top, params)]
+        return [_bind_one(bind, enter) for bind in plan(top, params)]
     except errors.EffectError:
         unstage(top)
         raise
 
 
-def unstage(top: str) -> list[str]:
+def unstage(top: str, enter: Enter = _anywhere) -> list[str]:
     """Unmount everything below `top`, last first, and remove the empty places. Answers the mount points. Blocks."""
-    gone = mounts.unmount_below(top)
+    gone = mounts.unmount_below(top, enter)
     tree.remove_tree(top)
     return gone
 
@@ -114,6 +121,13 @@ def staged(top: str, params: Mapping[str, Any]) -> bool:
     return all(bind.target in points for bind in plan(real, params))
 
 
+def _seen(bind: Bind, enter: Enter) -> dict[str, object]:
+    """A bind that is there, as `_bind_one` answers it."""
+    enter(bind.target)
+    directory = os.path.isdir(bind.target)
+    return {"source": bind.source, "target": bind.target, "directory": directory, "readonly": bind.readonly}
+
+
 class _ContainerHandler:
     def __init__(self, paths: Paths) -> None:
         self.paths = paths
@@ -123,7 +137,9 @@ class _ContainerHandler:
         return cgroup.resolve(str(intent.params.get("cgroups_path") or ""), container, self.paths.uid)
 
     async def _unstage(self, intent: Intent) -> dict[str, Any]:
-        return {"unmounted": await trio.to_thread.run_sync(unstage, _top(self.paths, intent))}
+        top = _top(self.paths, intent)
+        task = Bounded("unmount", f"unmounting what container `{intent.params['container']}` was shown")
+        return {"unmounted": await task.run(lambda: unstage(top, task.enter))}
 
     async def _discard(self, intent: Intent) -> dict[str, Any]:
         result = await self._unstage(intent)
@@ -149,7 +165,8 @@ class ContainerPrepare(_ContainerHandler):
             raise errors.EffectError("share", f"the shared tree `{self.paths.shared}` is not there")
         cgroups = await trio.to_thread.run_sync(cgroup.create, path, self.paths.uid)
         try:
-            binds = await trio.to_thread.run_sync(stage, top, intent.params)
+            task = Bounded("bind", f"binding what container `{intent.params['container']}` is to be shown")
+            binds = await task.run(lambda: stage(top, intent.params, task.enter), late=lambda: unstage(top))
         except errors.EffectError:
             await cgroup.remove(path, self.paths.uid)
             raise
@@ -160,15 +177,8 @@ class ContainerPrepare(_ContainerHandler):
         top = _top(self.paths, intent)
         if not await trio.to_thread.run_sync(staged, top, intent.params):
             return Observed(False)
-        binds = [
-            {
-                "source": bind.source,
-                "target": bind.target,
-                "directory": os.path.isdir(bind.target),
-                "readonly": bind.readonly,
-            }
-            for bind in plan(top, intent.params)
-        ]
+        task = Bounded("probe", f"looking at what container `{intent.params['container']}` is shown")
+        binds = await task.run(lambda: [_seen(bind, task.enter) for bind in plan(top, intent.params)])
         cgroups = cgroup.find(self._cgroup(intent), self.paths.uid)
         return Observed(True, {"tree": top, "binds": binds, "cgroups": cgroups, "refused": []})
 

@@ -57,6 +57,7 @@ class Table:
         self.terminal = terminal
         self.version = version
         self.moves: dict[str, dict[str, str]] = {}
+        self._fired: dict[tuple[str, str], str] = {}  # what the machine has answered: it holds no state of its own
         for source, trigger, dest in self.rows:
             self.moves.setdefault(dest, {})
             triggers = self.moves.setdefault(source, {})
@@ -111,6 +112,9 @@ class Table:
 
         Raises `IllegalTransition`, naming machine, subject, state, what was asked and what is legal.
         """
+        known = self._fired.get((state, trigger))
+        if known is not None:
+            return known
         from transitions import MachineError
 
         event = self.machine.events.get(trigger)
@@ -122,6 +126,7 @@ class Table:
                 event = None
         if event is None:
             raise IllegalTransition(self.name, subject or "this sandbox", state, trigger, self.legal(state))
+        self._fired[(state, trigger)] = cursor.state
         return cursor.state
 
     def follow(self, state: str, trigger: str) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from kata_fsm.errors import SpecError
+from kata_fsm.oci.looking import answered
 from kata_fsm.oci.reading import fault
 from kata_fsm.oci.spec import (
     CAPABILITIES,
@@ -62,7 +63,7 @@ def _check_version(spec: Spec) -> None:
 
 
 def _check_rootfs(rootfs: str) -> None:
-    if not os.path.isdir(rootfs):
+    if not answered(rootfs, lambda: os.path.isdir(rootfs)):
         problem = "is not a directory" if os.path.exists(rootfs) else "does not exist"
         raise fault("root.path", f"`{rootfs}` {problem}", hint="unpack an image there, or correct the path")
 

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from kata_fsm.oci.check import is_bind, unknown_capabilities
+from kata_fsm.oci.looking import answered
 from kata_fsm.oci.reading import fault
 from kata_fsm.oci.sandbox import CONTAINER
 from kata_fsm.oci.spec import Document, Linux, Loaded, Mount
@@ -78,7 +79,11 @@ class Adapted(msgspec.Struct, frozen=True):
 
 
 def look_at_host(path: str) -> Source:
-    """The `Look` that asks the kernel. Follows symbolic links, as mount(2) does."""
+    """The `Look` that asks the kernel. Follows symbolic links, as mount(2) does. Raises `WorldError` if nothing answers."""
+    return answered(path, lambda: _look(path))
+
+
+def _look(path: str) -> Source:
     import stat
 
     try:

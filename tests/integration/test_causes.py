@@ -109,6 +109,25 @@ def test_a_vmm_whose_end_nobody_saw(kata: Kata) -> None:
     kata("delete", "c1")
 
 
+def test_a_guest_that_switched_itself_off_while_nobody_watched(kata: Kata) -> None:
+    """QEMU told nobody; the last line of the console does. It was not killed, so nothing says that it was."""
+    linux = config([])["linux"]
+    linux["readonlyPaths"] = []
+    script = "until [ -e /go ]; do sleep 0.1; done; echo o >/proc/sysrq-trigger; sleep 1000"
+    bundle = kata.bundle("c1", "/bin/sh", "-c", script, linux=linux)
+    kata.detached("c1", bundle)
+    (qemu,) = kata.processes("qemu-system", "sandbox-c1")
+    for pid in [*kata.processes("supervisor", "c1"), *kata.processes("shim", "c1")]:
+        os.kill(pid, signal.SIGKILL)
+    (bundle / "rootfs" / "go").touch()
+    wait_until(lambda: qemu not in kata.processes("qemu-system", "sandbox-c1"), "the machine is off")
+    wait_until(lambda: kata.status("c1") == "stopped", "the container is stopped")
+    cause = cause_of(kata, "c1")
+    assert (cause["kind"], cause["evidence"]["wait_status"]) == ("guest_shutdown", "unknown")
+    assert "reboot: Power down" in cause["message"]
+    kata("delete", "c1")
+
+
 @pytest.fixture
 def memory_cgroup() -> Iterator[Path]:
     """A memory cgroup of version 1, in which a test starts processes."""

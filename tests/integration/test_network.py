@@ -255,6 +255,35 @@ def test_interfaces_come_and_go_while_the_pod_runs(kata: Kata, lab: Lab, tmp_pat
     assert next(each for each in before["links"] if each["ifname"] == "eth1") in after["links"]
 
 
+def test_a_change_that_fails_half_way_leaves_what_was_there(kata: Kata, lab: Lab, tmp_path: Path) -> None:
+    """The guest cannot set a route whose gateway it no longer reaches; by then the interface is unplugged already."""
+    pod, out = pair(lab)
+    process = config([])["process"]
+    for kind in process["capabilities"].values():
+        kind.append("CAP_NET_ADMIN")
+    linux = config([])["linux"]
+    next(each for each in linux["namespaces"] if each["type"] == "network")["path"] = pod.path
+    process["args"] = list(SLEEP)
+    kata.detached("c1", kata.bundle("b", *SLEEP, linux=linux, process=process))
+    lab.wire(pod, "eth1", out, "up1")
+    pod.address("eth1", "10.63.0.2/24")
+    out.address("up1", "10.63.0.1/24")
+    pod.settle("eth1")
+    asked = tmp_path / "eth1.json"
+    asked.write_text(json.dumps({"Name": "eth1"}))
+    kata("network", "add-iface", "c1", str(asked))
+    guest(kata, "c1", "/bin/ip", "addr", "flush", "dev", "eth0")
+    refused = kata("network", "del-iface", "c1", str(asked), check=False)
+    assert refused.returncode == 1
+    assert "the network cannot be changed" in refused.stderr
+    assert {each["Name"] for each in json.loads(kata("network", "list-ifaces", "c1").stdout)} == {"lo", "eth0", "eth1"}
+    assert pings(kata, "c1", "10.63.0.1")
+    assert pings(kata, "c1", "10.61.0.1")
+    kata("network", "del-iface", "c1", str(asked))
+    kata("delete", "--force", "c1")
+    assert [name for name in pod.links() if name not in ("lo", "eth0", "eth1")] == []
+
+
 def test_killed_while_the_network_is_changed(kata: Kata, lab: Lab, tmp_path: Path) -> None:
     pod, out = pair(lab)
     kata.detached("c1", bundle(kata, "b", pod, *SLEEP))

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from kata_fsm.effects.fake import wiring
 from kata_fsm.effects.fake.wiring import FakeWiring
 from kata_fsm.effects.process import Exit
 from kata_fsm.effects.protocols import Observed
-from kata_fsm.machines import coupling
+from kata_fsm.machines import Cause, coupling
 from kata_fsm.supervisor import watch
 from kata_fsm.testing.sim.campaign import Failure, Parameters, attempt_alone, explore, numbers
 from kata_fsm.testing.sim.lives import Rewire
@@ -82,9 +83,37 @@ def test_an_unknown_end_that_is_taken_for_success(monkeypatch: pytest.MonkeyPatc
     assert "unknown is never success" in found().wrong
 
 
+def test_a_cause_that_is_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ended QEMU, somebody killed it."""
+    monkeypatch.setattr(wiring, "judge", lambda *_, **__: ("vm_killed", "surely"))
+    assert "has cause `vm_killed`, but what was done is" in found().wrong
+
+
+def test_an_operator_who_never_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A virtual machine that ended by itself is put down to somebody's wish, and so to a clean end."""
+
+    async def _vm(self: Any) -> None:
+        await self.wiring.vm_ended(watch.process_of(self._runtime.pod.vm.facts))
+        await self._runtime.report(watch.VmDied(Cause("operator", "somebody wanted it")))
+
+    monkeypatch.setattr(watch.Watcher, "_vm", _vm)
+    assert "has cause `operator`, but what was done is" in found().wrong
+
+
+def test_a_change_of_the_network_that_fails_half_way_and_stays_so() -> None:
+    def make(handler: Any) -> Any:
+        async def failed(intent: Any) -> None:
+            return
+
+        return failed
+
+    assert "the record says" in found(replaced("network.change", "failed", make)).wrong
+
+
 def test_a_row_of_the_coupling_table_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     rules = tuple(rule for rule in coupling.RULES if rule.name != "leave-network")
     monkeypatch.setattr(coupling, "RULES", rules)
+    monkeypatch.setattr(coupling, "_candidates", coupling._candidates.__wrapped__)
     assert "cannot be deleted" in found().wrong
 
 

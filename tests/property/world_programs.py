@@ -72,8 +72,80 @@ FOUND: dict[str, Program] = {
         _fault("process.exec", "after"),
         ("exec", 0, 0),
     ],
+    "nor when the first look was lost": [
+        *_RUNNING,
+        _call("QueryState", "unheard"),
+        _fault("process.exec", "after"),
+        ("exec", 0, 0),
+    ],
+    "nor when the connection broke under it": [
+        *_RUNNING,
+        _call("QueryState", "broken"),
+        _fault("process.exec", "after"),
+        ("exec", 0, 0),
+    ],
     "what had ended before it was started was said to run": [("create", 0), ("exit", 0, 0, 0), ("start", 0, 0)],
     "a shim that lost the last supervisor was never told": [("doom", 0, 1, 45), *COMMONEST["a whole life"]],
     "nor one of a sandbox deleted by force": [("doom", 0, 1, 87), *COMMONEST["deleted by force"]],
 }
 """Programs that have found something."""
+
+
+def _meanwhile(effect: str, asked: Op, *then: Op) -> Program:
+    """An effect hangs; meanwhile something else happens."""
+    return [_fault(effect, "hang"), ("go", asked), ("wait", 10), *then, ("wait", 3000)]
+
+
+_PAUSE, _RESUME = ("pause", 0, 0), ("resume", 0, 0)
+_BOTH: Program = [*_RUNNING, ("add", 0, 1), ("start", 0, 1)]
+_HANGS = _fault("process.exec", "hang")
+
+RARE: dict[str, Program] = {
+    "container pausing abort": [*_RUNNING, *_meanwhile("container.pause", _PAUSE, ("qemu", 0))],
+    "container pausing condemn": [*_RUNNING, *_meanwhile("container.pause", _PAUSE, ("force", 0, 0))],
+    "container resuming abort": [*_RUNNING, _PAUSE, *_meanwhile("container.resume", _RESUME, ("qemu", 0))],
+    "container resuming condemn": [*_RUNNING, _PAUSE, *_meanwhile("container.resume", _RESUME, ("force", 0, 0))],
+    "container resuming failed": [*_RUNNING, _PAUSE, _fault("container.resume", "before"), _RESUME],
+    "container starting abort": [("create", 0), *_meanwhile("container.start", ("start", 0, 0), ("qemu", 0))],
+    "container starting condemn": [("create", 0), *_meanwhile("container.start", ("start", 0, 0), ("force", 0, 0))],
+    "container creating condemn": [*_RUNNING, *_meanwhile("container.create", ("add", 0, 1), ("force", 0, 1))],
+    "container creating abort": [*_RUNNING, *_meanwhile("container.create", ("add", 0, 1), ("qemu", 0))],
+    "container removing condemn": [*_BOTH, *_meanwhile("container.remove", ("exit", 0, 1, 0), ("force", 0, 1))],
+    "container removing abort": [*_BOTH, *_meanwhile("container.remove", ("exit", 0, 1, 0), ("qemu", 0))],
+    "container killing abort": [*_BOTH, *_meanwhile("container.kill", ("force", 0, 1), ("qemu", 0))],
+    "container killing condemn": [*_BOTH, *_meanwhile("container.kill", ("force", 0, 1), ("force", 0, 1))],
+    "container ending kill": [
+        *_BOTH, _fault("container.kill", "before"), ("go", ("force", 0, 1)), ("wait", 900), ("force", 0, 1),
+    ],
+    "process spawning abort": [*_RUNNING, *_meanwhile("process.exec", ("exec", 0, 0), ("qemu", 0))],
+    "process spawning attach": [
+        *_RUNNING, ("exec", 0, 0), ("exec", 0, 0), _HANGS, _HANGS, ("go", ("exec", 0, 0)), ("wait", 40), ("crash", 0),
+        ("wait", 4000),
+    ],
+    "share plugging died": [
+        _fault("share.plug", "hang"), ("go", ("create", 0)), ("wait", 4000), ("virtiofsd", 0), ("wait", 3000),
+    ],
+    "share ready died": [("go", ("create", 0)), ("wait", 200), ("virtiofsd", 0), ("wait", 3000)],
+    "agent configuring lose": [_fault("agent.configure", "hang"), ("go", ("create", 0)), ("wait", 4000), ("force", 0, 0)],
+    "vm stuck abandon": [*_RUNNING, _fault("hypervisor.stop", "before"), ("resolve", 0, 0)],
+    "network stuck abandon": [*_RUNNING, _fault("network.detach", "before"), ("resolve", 0, 0)],
+    "share stuck abandon": [*_RUNNING, _fault("share.release", "before"), ("resolve", 0, 0)],
+    "container stuck abandon": [*_RUNNING, _fault("container.unstage", "before"), ("resolve", 0, 0)],
+    "container dead abandon": [
+        *_BOTH, _fault("container.discard", "before"), _fault("container.discard", "before"), ("force", 0, 1),
+        ("resolve", 0, 0),
+    ],
+    "sandbox failed resolve": [*_RUNNING, ("qemu", 0), ("wait", 3000), ("resolve", 0, 0)],
+    "sandbox stopped resolve": [*_RUNNING, ("exit", 0, 0, 0), ("wait", 3000), ("resolve", 0, 0)],
+    "network changing failed": [("create", 1), _fault("network.change", "half"), ("network", 1, 0, 0)],
+    "network changing changed": [
+        ("create", 1), ("iface", 1, 1), ("network", 1, 1, 1), ("network", 1, 2, 0), ("network", 1, 3, 0),
+    ],
+    **{f"fault network.plug {fault}": [_fault("network.plug", fault), ("create", 1)] for fault in EFFECT_FAULTS},
+    **{f"fault network.change {fault}": [("create", 1), ("iface", 1, 2), _fault("network.change", fault),
+                                         ("network", 1, 0, 0)]
+       for fault in EFFECT_FAULTS},
+    **{f"fault container.remove {fault}": [*_BOTH, _fault("container.remove", fault), ("exit", 0, 1, 0), ("wait", 3000)]
+       for fault in EFFECT_FAULTS},
+}  # fmt: skip
+"""What random programs seldom come to, each with a program that does."""

@@ -233,8 +233,8 @@ class ProcessExec(AgentHandler):
     async def probe(self, intent: Intent) -> Observed:
         """Asks the agent whether it knows the process."""
         state = await _query(self.link)
-        if state is None:
-            return Observed(None)
+        if isinstance(state, Observed):
+            return state
         for container in state.containers:
             if container.container_id == intent.params["container"]:
                 return Observed(any(p.exec_id == intent.params["exec"] for p in container.processes))
@@ -255,23 +255,24 @@ async def signal_process(link: Link, container_id: str, exec_id: str, number: in
     return True
 
 
-async def _query(link: Link) -> Any | None:
+async def _query(link: Link) -> Any:
+    """The agent's answer; an `Observed` when there is none."""
     try:
         return await link.call(EXTENSION, "QueryState")
     except AgentCallError as error:
         if error.code == envelope.UNIMPLEMENTED:
-            return None
+            return Observed(None)
         raise
     except (AgentUnreachable, TimeoutExceeded):
-        return None
+        return Observed(None, later=True)
 
 
 async def _probe_container(
     link: Link, container_id: str, states: tuple[str, ...], *, perhaps: tuple[str, ...] = ()
 ) -> Observed:
     state = await _query(link)
-    if state is None:
-        return Observed(None)
+    if isinstance(state, Observed):
+        return state
     found = next((container.state for container in state.containers if container.container_id == container_id), "")
     return Observed(None if found in perhaps else found in states)
 

@@ -9,6 +9,7 @@
     guest     the agent in a virtual machine, and what really happened to each process in it
     link      how a supervisor reaches a guest
     handlers  the effects on the host; those in the guest are the real handlers over the link
+    network   those on the network: namespace, taps, NICs
     wiring    all of them together, in the place of `kata_fsm.supervisor.wiring`
 
 It is driven by `kata_fsm.testing`, under trio's `MockClock`; nothing in it touches the real host.

@@ -40,6 +40,7 @@ class Faults:
         self._effects: dict[str, deque[str]] = {}
         self._calls: dict[str, deque[str]] = {}
         self._appends: deque[str] = deque()
+        self.met: set[str] = set()  # what has gone wrong by plan: "effect", "effect hang", "call", ...
         self.passed: Counter[str] = Counter()  # boundaries, by kind
         self.changes = 0  # of the world: between two equal ones any death is like any other
 
@@ -63,12 +64,18 @@ class Faults:
 
     def of_effect(self, kind: str) -> str | None:
         """What the effect that begins now meets."""
-        return self._next(self._effects, kind, f"fault {kind}")
+        fault = self._next(self._effects, kind, f"fault {kind}")
+        if fault is not None:
+            self.met |= {"effect", f"effect {fault}"}
+        return fault
 
     def of_call(self, method: str) -> str | None:
         """What the call that begins now meets."""
         fault = self._next(self._calls, method, "fault call")
-        return fault if fault is not None else self._next(self._calls, "", "fault call")
+        fault = fault if fault is not None else self._next(self._calls, "", "fault call")
+        if fault is not None:
+            self.met.add("call")
+        return fault
 
     def of_append(self) -> str | None:
         """What the append that begins now meets."""

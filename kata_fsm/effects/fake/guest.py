@@ -67,6 +67,7 @@ class FakeGuest:
         self.shutdown: dict[str, Any] | None = None
         self.boxes: dict[str, Box] = {}
         self.removed: dict[str, Box] = {}
+        self.nics: dict[int, str] = {}  # the interface behind each, by slot
         self.begun: dict[tuple[str, str], int] = {}
         self._change = trio.Event()
 

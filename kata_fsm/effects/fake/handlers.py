@@ -41,6 +41,9 @@ class HostHandler:
             self.half = False
             raise EffectError("half", "it failed half way")
 
+    async def failed(self, intent: Intent) -> None:
+        """What the real handler does when it fails at its end, if it does not leave that to an effect of its own."""
+
     def name(self, intent: Intent) -> str:
         """Of what belongs to one container."""
         return f"{self.uid}/{intent.params['container']}"
@@ -95,86 +98,6 @@ class Stop(Launch):
     async def probe(self, intent: Intent) -> Observed:
         """Done when neither process nor file is left."""
         return Observed(self.host.find("qemu", self.uid) is None and not self.host.ledger.has("vm files", self.uid))
-
-
-class Attach(HostHandler):
-    """`network.attach`: our namespace, and with a network model a tap in it."""
-
-    def _result(self, intent: Intent) -> Result:
-        model = str(intent.params.get("model") or "none")
-        return {"netns": f"netns/{self.uid}", "created": True, "model": model, "unserved": []}
-
-    def _has_tap(self, intent: Intent) -> bool:
-        return bool(intent.params.get("model", "none") != "none")
-
-    async def perform(self, intent: Intent) -> Result:
-        """Made anew."""
-        await self.undo(intent)
-        self.host.take("netns", self.uid)
-        try:
-            await self.step()
-            if self._has_tap(intent):
-                self.host.take("tap", self.uid)
-                await self.step()
-        except EffectError:
-            await self.undo(intent)
-            raise
-        return self._result(intent)
-
-    async def probe(self, intent: Intent) -> Observed:
-        """Whether all of it is there."""
-        held = self.host.ledger.has
-        there = held("netns", self.uid) and (held("tap", self.uid) or not self._has_tap(intent))
-        return Observed(there, self._result(intent))
-
-    async def undo(self, intent: Intent) -> Result:
-        """Remove it."""
-        self.host.give_back("tap", self.uid)
-        return {"removed": self.host.give_back("netns", self.uid)}
-
-
-class Detach(Attach):
-    """`network.detach`."""
-
-    async def perform(self, intent: Intent) -> Result:
-        """Remove it."""
-        await self.step()
-        return await self.undo(intent)
-
-    async def probe(self, intent: Intent) -> Observed:
-        """Done when nothing of it is there."""
-        held = self.host.ledger.has
-        return Observed(not held("netns", self.uid) and not held("tap", self.uid))
-
-
-class PlugNetwork(HostHandler):
-    """`network.plug`: NICs of the machine, which go with it."""
-
-    async def perform(self, intent: Intent) -> Result:
-        """Needs QEMU and the tap."""
-        await self.step()
-        if self.host.find("qemu", self.uid) is None:
-            raise EffectError("plug", "there is no qemu")
-        if not self.host.ledger.has("tap", self.uid):
-            raise EffectError("plug", "there is no tap")
-        return {"nics": ["nic0"]}
-
-    async def probe(self, intent: Intent) -> Observed:
-        """QEMU is asked; nobody remembers here."""
-        return Observed(None)
-
-    async def undo(self, intent: Intent) -> Result:
-        """Nothing is kept of it."""
-        return {}
-
-
-class ChangeNetwork(PlugNetwork):
-    """`network.change`: as it was."""
-
-    async def perform(self, intent: Intent) -> Result:
-        """Needs what plugging needs."""
-        await super().perform(intent)
-        return {"interfaces": [], "routes": [], "neighbours": []}
 
 
 class Prepare(HostHandler):

@@ -43,6 +43,8 @@ class FakeHost:
         self.past: dict[Identity, FakeProcess] = {}
         self.guests: dict[str, FakeGuest] = {}  # by uid; kept when the machine is gone, for what it knows
         self.files: dict[str, Any] = {}
+        self.oom_killed: set[str] = set()  # uids of sandboxes whose QEMU the kernel has chosen
+        self._interfaces: dict[str, list[str]] = {}
         self._ticks = 0
 
     def changed(self) -> None:
@@ -77,6 +79,21 @@ class FakeHost:
         """Gone, if it was there."""
         if self.give_back("file", path):
             del self.files[path]
+
+    # --- what others put into a sandbox's network namespace
+
+    def interfaces(self, uid: str) -> list[str]:
+        """The interfaces in it, which are not ours."""
+        return self._interfaces.setdefault(uid, ["eth0"])
+
+    def toggle_interface(self, uid: str, name: str) -> None:
+        """Somebody puts one in, or takes it out."""
+        there = self.interfaces(uid)
+        if name in there:
+            there.remove(name)
+        else:
+            there.append(name)
+        self.changed()
 
     # --- processes
 

@@ -229,6 +229,12 @@ def _write(guest: FakeGuest, request: Any) -> Any:
     return SimpleNamespace(offset=request.offset + len(request.data))
 
 
+def _interfaces(guest: FakeGuest, request: Any) -> Any:
+    from kata_wire import messages
+
+    return messages.agent.Interfaces(Interfaces=[{"name": name} for _, name in sorted(guest.nics.items())])
+
+
 def _nothing(guest: FakeGuest, request: Any) -> Any:
     return SimpleNamespace()
 
@@ -258,4 +264,6 @@ _CALLS: dict[str, Callable[[FakeGuest, Any], Any]] = {
     "UpdateContainer": _nothing,
     "TtyWinResize": _nothing,
     "WriteStream": _write,
+    "ListInterfaces": _interfaces,
+    "ListRoutes": lambda guest, request: SimpleNamespace(Routes=[]),
 }

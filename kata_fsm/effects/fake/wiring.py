@@ -11,9 +11,11 @@ from typing import Any, cast
 
 import trio
 
+from kata_fsm.effects import oom
 from kata_fsm.effects.agent import handlers as guest
 from kata_fsm.effects.agent.link import Link
 from kata_fsm.effects.fake import handlers as fake
+from kata_fsm.effects.fake import network
 from kata_fsm.effects.fake.faults import Doomed
 from kata_fsm.effects.fake.host import FakeHost
 from kata_fsm.effects.fake.link import FakeLink
@@ -83,6 +85,8 @@ class Faulty:
             self.handler.half = fault == "half"
         result = await self.handler.perform(intent)
         self.doomed.boundary("effect")
+        if fault in ("after", "lost") and isinstance(self.handler, fake.HostHandler):
+            await self.handler.failed(intent)
         if fault == "after":
             raise EffectError("planned", "it was done, and failed all the same")
         if fault == "lost":
@@ -115,10 +119,10 @@ class FakeWiring:
         made: dict[str, Handler] = {
             "hypervisor.launch": fake.Launch(*here),
             "hypervisor.stop": fake.Stop(*here),
-            "network.attach": fake.Attach(*here),
-            "network.plug": fake.PlugNetwork(*here),
-            "network.change": fake.ChangeNetwork(*here),
-            "network.detach": fake.Detach(*here),
+            "network.attach": network.Attach(*here),
+            "network.plug": network.PlugNetwork(*here),
+            "network.change": network.ChangeNetwork(*here),
+            "network.detach": network.Detach(*here),
             "share.prepare": fake.Prepare(*here),
             "share.plug": fake.Plug(*here),
             "share.release": fake.Release(*here),
@@ -149,6 +153,7 @@ class FakeWiring:
             inside.shutdown if inside is not None and known else None,
             panicked=inside.panicked if inside is not None else "",
             heard=known,
+            told=oom.Testimony(by_oom="simulated") if self.uid in self.host.oom_killed else oom.NOTHING,
         )
         return Cause(kind, message, {})
 

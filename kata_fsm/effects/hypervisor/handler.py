@@ -16,6 +16,7 @@ import trio
 
 from kata_fsm import errors, limits
 from kata_fsm.effects import logs, oom, process, tree
+from kata_fsm.effects.bounded import Bounded
 from kata_fsm.effects.hypervisor import argv, host, image, kvm, watch
 from kata_fsm.effects.hypervisor.qmp import Monitor
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings, from_dict
@@ -75,7 +76,7 @@ class HypervisorLaunch(_Hypervisor):
         if identity is not None:
             return self._result(identity, process.argv_of(identity.pid), {})
         settings = self._settings(intent.params)
-        guest = image.load(settings)
+        guest = await Bounded("image", "reading the guest's kernel and initrd").run(lambda: image.load(settings))
         self.monitor.warm()
         host.check_paths(self.paths)
         tree.make_directory(self.paths.base)
@@ -123,7 +124,8 @@ class HypervisorLaunch(_Hypervisor):
         if ended:
             raise self._early_end(ended[0], accel)
         if unanswered is not None:
-            raise self._failed("qmp", unanswered.message) from unanswered
+            late = isinstance(unanswered, errors.TimeoutExceeded)
+            raise self._failed("qmp", unanswered.message, late=late) from unanswered
 
     def _early_end(self, ended: process.Exit, accel: str) -> errors.EffectError:
         stderr = logs.tail(self.paths.qemu_log, limits.STDERR_TAIL_BYTES)
@@ -132,10 +134,11 @@ class HypervisorLaunch(_Hypervisor):
         said = logs.last_line(stderr)
         return self._failed("start", f"QEMU {ended.describe()} at its start" + (f": {said}" if said else ""))
 
-    def _failed(self, phase: str, message: str) -> errors.EffectError:
+    def _failed(self, phase: str, message: str, *, late: bool = False) -> errors.EffectError:
         stderr = logs.tail(self.paths.qemu_log, limits.STDERR_TAIL_BYTES)
         console = logs.tail(self.paths.console_log, limits.CONSOLE_TAIL_BYTES)
-        return errors.EffectError(phase, message, evidence={"stderr": stderr, "console": console})
+        kind = errors.TimeoutExceeded if late else errors.EffectError
+        return kind(phase, message, evidence={"stderr": stderr, "console": console})
 
     async def probe(self, intent: Intent) -> Observed:
         """Done when this sandbox's QEMU runs."""

@@ -18,6 +18,8 @@ from kata_fsm.effects.process import UNKNOWN, Exit, Identity
 from kata_fsm.world import Paths
 
 PANIC = "Kernel panic - not syncing"
+POWER = ("reboot: Power down", "reboot: Restarting system", "reboot: System halted", "reboot: machine restart")
+"""What Linux says last of all, before it ends the machine (kernel/reboot.c, arch/x86/kernel/reboot.c)."""
 
 
 def _last(events: Iterable[dict[str, Any]], name: str) -> dict[str, Any] | None:
@@ -36,6 +38,12 @@ def panic_line(console: str) -> str:
     return ""
 
 
+def power_line(console: str) -> str:
+    """The kernel's word that it switches off or restarts, if it is the last that it said; else empty."""
+    line = next((line for line in reversed(console.splitlines()) if line.strip()), "")
+    return next((word for word in POWER if word in line), "")
+
+
 def judge(
     ended: Exit,
     shutdown: dict[str, Any] | None,
@@ -44,8 +52,10 @@ def judge(
     heard: bool,
     stderr: str = "",
     told: oom.Testimony = oom.NOTHING,
+    powered: str = "",
 ) -> tuple[str, str]:
     """(cause, message). `heard`: a QMP connection was up until the end, so no SHUTDOWN event means there was none.
+    `powered`: as `power_line`.
 
     Causes: guest_panic, guest_shutdown, host_oom, vm_exited (in order, or failed by itself), vm_crashed (a signal that a
     program brings upon itself), vm_killed (any other), unknown.
@@ -68,6 +78,8 @@ def judge(
     if ended.code is not None:
         said = logs.last_line(stderr)
         return "vm_exited", f"QEMU {ended.describe()}" + (f": {said}" if said else "")
+    if powered:
+        return "guest_shutdown", f"the guest ended the machine itself (`{powered}` stands last on its console)"
     if told.crashed:
         return "vm_crashed", f"QEMU crashed: {told.crashed}"
     if heard:
@@ -93,7 +105,9 @@ def evidence(
     panic = _last(events, "GUEST_PANICKED")
     if not panicked and panic is not None:
         panicked = "it told the pvpanic device so"
-    cause, message = judge(ended, shutdown, panicked=panicked, heard=heard, stderr=stderr, told=told)
+    cause, message = judge(
+        ended, shutdown, panicked=panicked, heard=heard, stderr=stderr, told=told, powered=power_line(console)
+    )
     return {
         "cause": cause,
         "message": message,

@@ -43,10 +43,13 @@ class NetworkChange(Plugger):
             wanted = Network(wanted.interfaces, known.on(wanted.interfaces).routes, wanted.neighbours)
         try:
             await self._converge(self._model(intent), known, wanted, by_hand)
-        except errors.EffectError:
+        except errors.EffectError as error:
             with trio.CancelScope(shield=True):
-                await self._sweep(known)
-            raise
+                why = await self._restored(self._model(intent), known)
+            if not why:
+                raise
+            message = f"{error.message}; and what was there before cannot be put back: {why}"
+            raise errors.EffectError(error.phase, message, evidence=error.evidence, hint=error.hint) from error
         return {**wanted.to_facts(), "routes_given": by_hand}
 
     async def _wanted(self, known: Network, change: dict[str, Any]) -> Network:
@@ -70,7 +73,8 @@ class NetworkChange(Plugger):
         if gone:
             await self._inside(lambda: namespace.part(uid, but=slots))
         before = {interface.slot: interface for interface in known.interfaces}
-        fresh = [interface for interface in wanted.interfaces if before.get(interface.slot) != interface]
+        plugged = await nic.slots(self.monitor)
+        fresh = [each for each in wanted.interfaces if before.get(each.slot) != each or each.slot not in plugged]
         await self._inside(lambda: namespace.join(uid, model, fresh))
         for interface in fresh:
             await self.plug(model, interface)
@@ -78,6 +82,18 @@ class NetworkChange(Plugger):
         if not by_hand:
             await told.tell_routes(self.link, wanted.routes)
         await told.tell_neighbours(self.link, wanted.neighbours)
+
+    async def _restored(self, model: str, known: Network) -> str:
+        """Put back what is recorded, also what was unplugged already; why that cannot be done, or nothing."""
+        try:
+            await self._sweep(known)
+            await self._inside(lambda: namespace.join(self.paths.uid, model, known.interfaces))
+            for interface in known.interfaces:
+                await self.plug(model, interface)
+            await told.tell(self.link, known)
+        except errors.EffectError as error:
+            return error.message
+        return ""
 
     async def _sweep(self, known: Network) -> None:
         """Take away NICs and taps that no record tells of."""

@@ -15,6 +15,7 @@ import trio
 
 from kata_fsm import errors
 from kata_fsm.effects import netns
+from kata_fsm.effects.bounded import Bounded
 from kata_fsm.effects.hypervisor import nic
 from kata_fsm.effects.hypervisor.hotplug import has_device
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
@@ -66,7 +67,8 @@ class _Handler:
                 right = False
             if right:
                 parted = await self._inside(lambda: namespace.part(self.paths.uid))
-        removed = await trio.to_thread.run_sync(netns.remove, self.paths.netns)
+        task = Bounded("netns", "unmounting the hold of the network namespace")
+        removed = await task.run(lambda: netns.remove(self.paths.netns))
         return {"removed": removed, **({"parted": parted} if parted else {})}
 
 
@@ -111,7 +113,8 @@ class NetworkAttach(_Handler):
 
     async def _hold(self, given: str) -> None:
         try:
-            await trio.to_thread.run_sync(netns.pin, given, self.paths.netns)
+            task = Bounded("netns", f"holding the network namespace `{given}`")
+            await task.run(lambda: netns.pin(given, self.paths.netns), late=lambda: netns.remove(self.paths.netns))
         except OSError as error:
             message = f"the network namespace `{given}` cannot be held: {error.strerror}"
             raise errors.EffectError("netns", message) from error

@@ -7,6 +7,7 @@ ops        what each operation does
 lives      one supervisor's life: the real runtime, watcher, server and recovery
 shims      the host pids of processes, and the lines between them and a supervisor
 truth      what must hold, compared with what the world knows
+causes     what was done to each sandbox, and which recorded causes that justifies
 engine     one program, one trio run, one verdict
 shrink     a failing program made minimal
 campaign   many programs, counted, in several processes

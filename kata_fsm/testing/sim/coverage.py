@@ -11,30 +11,9 @@ from collections.abc import Mapping
 from kata_fsm.effects.fake.faults import BOUNDARIES, CALL_FAULTS, EFFECT_FAULTS, JOURNAL_FAULTS
 from kata_fsm.machines.intents import PARAMS
 from kata_fsm.machines.pod import TABLES
+from kata_fsm.testing.sim.truth import LEFT
 
-_GIVEN_UP = (
-    "`recover resolve` gives up what cannot be released: in the simulated world everything can be once faults end, so that "
-    "a leak is always a bug (tests/property/test_pod.py and tests/traces reach it)"
-)
-
-_ASKED_FOR = (
-    "a network is changed while its pod runs by verbs and hooks that scan a namespace, which no program does (the tests of "
-    "the network, with real namespaces and machines, reach it)"
-)
-
-UNREACHABLE: dict[str, str] = {
-    "network plugged change": _ASKED_FOR,
-    "network changing changed": _ASKED_FOR,
-    "network changing failed": _ASKED_FOR,
-    **{f"fault network.change {fault}": _ASKED_FOR for fault in EFFECT_FAULTS},
-    "sandbox stopped resolve": _GIVEN_UP,
-    "sandbox failed resolve": _GIVEN_UP,
-    "vm stuck abandon": _GIVEN_UP,
-    "network stuck abandon": _GIVEN_UP,
-    "share stuck abandon": _GIVEN_UP,
-    "container stuck abandon": _GIVEN_UP,
-    "container dead abandon": _GIVEN_UP,
-}
+UNREACHABLE: dict[str, str] = {}
 """Counters that no program reaches, and why."""
 
 
@@ -53,6 +32,7 @@ def faults() -> frozenset[str]:
         | {f"fault append {fault}" for fault in JOURNAL_FAULTS}
         | {f"death at {boundary}" for boundary in BOUNDARIES}
         | {"death by crash", "host rebooted", "lie exit", "lie output", "recovered twice"}
+        | {f"left {machine}" for machine in LEFT}
     )
 
 

@@ -138,6 +138,7 @@ class Life:
                 del self.universe.lives[self.stream]
             if self.doomed.dead:
                 self.universe.killed.add(self.uid)
+                self.universe.deeds.note(self.uid, "supervisor died")
             self.over.set()
 
     def _failed(self, error: BaseException) -> None:

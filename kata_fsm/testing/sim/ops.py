@@ -3,12 +3,14 @@
 something and shrinks well.
 
     ("create", s) ("add", s, c) ("start", s, c) ("exec", s, c) ("pause", s, c) ("resume", s, c) ("kill", s, c, signal)
-    ("update", s, c) ("delete", s, c) ("force", s, c) ("recover", s, c)        asked of sandbox s, container c, and awaited
+    ("update", s, c) ("delete", s, c) ("force", s, c) ("recover", s, c) ("resolve", s, c)
+    ("network", s, change, interface)                       asked of sandbox s, container c, and awaited
     ("go", OP)  ("leave", OP, ms)  ("race", OP, OP)         not awaited; the caller goes away after ms; both at once
     ("wait", ms)
     ("exit", s, p, code) ("oom", s, p) ("deaf", s, p) ("write", s, p, bytes)             what workloads do
     ("lie", s, p, what) ("silent", s) ("break", s) ("panic", s) ("poweroff", s)          what guests do
-    ("qemu", s) ("virtiofsd", s) ("shim", s, p) ("crash", s)                             killed
+    ("iface", s, n)                                         an interface comes into the sandbox's namespace, or goes
+    ("qemu", s, how) ("virtiofsd", s) ("shim", s, p) ("crash", s)        killed; QEMU may also crash or be the OOM killer's
     ("doom", s, boundary, n)                                the supervisor dies at the n-th such boundary from now
     ("fault", effect, fault) ("call", method, fault) ("disk", fault)           the next such effect, call or append fails
     ("reboot",) ("jump", wall_s, mono_s)
@@ -24,6 +26,7 @@ import trio
 from kata_fsm.effects.fake.faults import BOUNDARIES, CALL_FAULTS, EFFECT_FAULTS, JOURNAL_FAULTS
 from kata_fsm.effects.process import Exit
 from kata_fsm.machines.intents import PARAMS
+from kata_fsm.testing.sim.causes import HOST
 
 if TYPE_CHECKING:
     from kata_fsm.effects.fake.guest import FakeGuest, Workload
@@ -38,6 +41,9 @@ EFFECTS = tuple(PARAMS)
 METHODS = ("", "CreateContainer", "StartContainer", "ExecProcess", "SignalProcess", "PauseContainer", "ResumeContainer",
            "RemoveContainer", "CreateSandbox", "DestroySandbox", "Check", "QueryState")  # fmt: skip
 LIES = ("exit", "output")
+QEMU_ENDS = ((9, "qemu killed"), (11, "qemu crashed"), (9, "qemu oom"))
+CHANGES = ("rescan", "add", "remove", "routes")
+INTERFACES = 3
 
 
 class Actor:
@@ -97,6 +103,7 @@ class Actor:
         if stream is None:
             self.universe.seen[f"{request['op']} of what is not there"] += 1
             return {"error": {"family": "not_found", "message": f"Container ID ({container_id}) does not exist"}}
+        self.universe.deeds.note(stream.rpartition("@")[2], str(request["op"]))
         reply = await self.universe.ask(await self.universe.supervised(stream), {**request, "container": container_id})
         self._judge(request, reply)
         return reply
@@ -185,8 +192,10 @@ class Actor:
 
     async def leave(self, op: Op, ms: int) -> None:
         """Ask, and go away."""
-        with trio.move_on_after(ms / 1000):
+        with trio.move_on_after(ms / 1000) as limit:
             await self.perform(op)
+        if limit.cancelled_caught:
+            self.universe.deeds.note(HOST, "caller left")
 
     async def race(self, one: Op, other: Op) -> None:
         """Two callers at once."""
@@ -217,37 +226,51 @@ class Actor:
         if found is not None:
             act(*found)
 
-    def end_process(self, s: int, kind: str, signal: int = 9) -> None:
-        """Somebody kills a daemon of a sandbox."""
+    def note(self, s: int, deed: str) -> None:
+        """Something is done to a sandbox."""
+        self.universe.deeds.note((self.stream(s) or "").rpartition("@")[2], deed)
+
+    def _end(self, s: int, kind: str, how: Exit, deed: str) -> str:
+        """A daemon of a sandbox ends; the sandbox's uid, empty when there was none to end."""
         stream = self.stream(s)
         found = None if stream is None else self.universe.host.find(kind, stream.rpartition("@")[2])
-        if found is not None:
-            self.universe.host.end(found.identity, Exit(signal=signal))
+        if found is None:
+            return ""
+        self.note(s, deed)
+        self.universe.host.end(found.identity, how)
+        return found.uid
+
+    def kill_virtiofsd(self, s: int) -> None:
+        """Somebody kills the file server."""
+        self._end(s, "virtiofsd", Exit(signal=9), "virtiofsd killed")
+
+    def kill_qemu(self, s: int, how: int = 0) -> None:
+        """Somebody kills QEMU, it crashes, or the host's OOM killer chooses it."""
+        signal, deed = QEMU_ENDS[how % len(QEMU_ENDS)]
+        stream = self.stream(s)
+        if deed == "qemu oom" and stream is not None and self.guest(s) is not None:
+            self.universe.host.oom_killed.add(stream.rpartition("@")[2])
+        self._end(s, "qemu", Exit(signal=signal), deed)
 
     def panic(self, s: int) -> None:
         """The guest's kernel panics: QEMU ends."""
         guest = self.guest(s)
         if guest is not None:
             guest.panicked = "Kernel panic - not syncing: simulated"
-            self._end_qemu(s, Exit(code=0))
+            self._end(s, "qemu", Exit(code=0), "panicked")
 
     def power_off(self, s: int) -> None:
         """The guest switches itself off."""
         guest = self.guest(s)
         if guest is not None:
             guest.shutdown = {"guest": True, "reason": "guest-shutdown"}
-            self._end_qemu(s, Exit(code=0))
-
-    def _end_qemu(self, s: int, how: Exit) -> None:
-        stream = self.stream(s)
-        found = None if stream is None else self.universe.host.find("qemu", stream.rpartition("@")[2])
-        if found is not None:
-            self.universe.host.end(found.identity, how)
+            self._end(s, "qemu", Exit(code=0), "powered off")
 
     def silence(self, s: int) -> None:
         """The agent answers no more."""
         guest = self.guest(s)
         if guest is not None:
+            self.note(s, "silenced")
             guest.silent = True
             guest.change()
 
@@ -255,12 +278,14 @@ class Actor:
         """The connection to the agent ends."""
         life = self.universe.lives.get(self.stream(s) or "")
         if life is not None and life.runtime is not None and life.link.client is not None:
+            self.note(s, "line broken")
             life.link.client.close("the connection broke")
 
     def kill_shim(self, s: int, p: int) -> None:
         """A shim is killed."""
         living = [shim for shim in self.universe.shims if shim.stream == self.stream(s) and shim.alive]
         if living:
+            self.note(s, "shim killed")
             self.universe.host.end(living[p % len(living)].identity, Exit(signal=9))
 
     def crash(self, s: int) -> None:
@@ -277,6 +302,7 @@ def _container(container_id: str) -> Reply:
 
 def _lie(actor: Actor, s: int, p: int, what: int) -> None:
     def act(guest: FakeGuest, owner: str, name: str, workload: Workload) -> None:
+        actor.note(s, "lied")
         workload.lies = LIES[what % len(LIES)]
         actor.universe.seen[f"lie {workload.lies}"] += 1
         guest.change()
@@ -286,6 +312,7 @@ def _lie(actor: Actor, s: int, p: int, what: int) -> None:
 
 def _exit(actor: Actor, s: int, p: int, code: int) -> None:
     def act(guest: FakeGuest, owner: str, name: str, workload: Workload) -> None:
+        actor.note(s, "workload ended")
         if workload.began:
             guest.end(owner, name, code=code % 256)
         else:  # what waits to be started has no code of its own to end with
@@ -296,6 +323,7 @@ def _exit(actor: Actor, s: int, p: int, code: int) -> None:
 
 def _oom(actor: Actor, s: int, p: int) -> None:
     def act(guest: FakeGuest, owner: str, name: str, workload: Workload) -> None:
+        actor.note(s, "workload oom")
         workload.oom_killed = True
         guest.end(owner, name, signal=9)
 
@@ -363,6 +391,22 @@ async def _recover(actor: Actor, s: int, c: int) -> Reply | None:
     return await actor.simple("recover", s, c, reason="a program")
 
 
+async def _resolve(actor: Actor, s: int, c: int) -> Reply | None:
+    return await actor.simple("resolve", s, c, reason="a program")
+
+
+async def _network(actor: Actor, s: int, change: int, n: int) -> Reply | None:
+    what, interface = CHANGES[change % len(CHANGES)], {"name": f"eth{n % INTERFACES}"}
+    wanted = {"rescan": True, "add": interface, "remove": interface, "routes": [{"family": 4, "device": "eth0"}]}
+    return await actor.simple("network_change", s, 0, change={what: wanted[what]})
+
+
+def _interface(actor: Actor, s: int, n: int) -> None:
+    stream = actor.stream(s)
+    if stream is not None:
+        actor.universe.host.toggle_interface(stream.rpartition("@")[2], f"eth{n % INTERFACES}")
+
+
 async def _force(actor: Actor, s: int, c: int) -> Reply | None:
     return await actor.simple("delete", s, c, force=True)
 
@@ -377,6 +421,8 @@ _OPS: dict[str, Callable[..., Awaitable[Any]]] = {
     "delete": _asking("delete"),
     "force": _force,
     "recover": _recover,
+    "resolve": _resolve,
+    "network": _network,
     "kill": _kill,
     "update": _update,
     "go": Actor.go,
@@ -388,12 +434,13 @@ _OPS: dict[str, Callable[..., Awaitable[Any]]] = {
     "deaf": _at_once(_deafen),
     "write": _at_once(_write),
     "lie": _at_once(_lie),
+    "iface": _at_once(_interface),
     "silent": _at_once(Actor.silence),
     "break": _at_once(Actor.break_line),
     "panic": _at_once(Actor.panic),
     "poweroff": _at_once(Actor.power_off),
-    "qemu": _at_once(lambda actor, s: actor.end_process(s, "qemu")),
-    "virtiofsd": _at_once(lambda actor, s: actor.end_process(s, "virtiofsd")),
+    "qemu": _at_once(Actor.kill_qemu),
+    "virtiofsd": _at_once(Actor.kill_virtiofsd),
     "shim": _at_once(Actor.kill_shim),
     "crash": _at_once(Actor.crash),
     "doom": _at_once(_doom),

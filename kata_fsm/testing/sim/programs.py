@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from kata_fsm.effects.fake.dice import Dice
 from kata_fsm.effects.fake.faults import BOUNDARIES, CALL_FAULTS, EFFECT_FAULTS, JOURNAL_FAULTS
 from kata_fsm.errors import UsageError
-from kata_fsm.testing.sim.ops import EFFECTS, METHODS, NAMES, SIGNALS, Op
+from kata_fsm.testing.sim.ops import CHANGES, EFFECTS, INTERFACES, METHODS, NAMES, QEMU_ENDS, SIGNALS, Op
 
 Program = list[Op]
 
@@ -32,6 +32,9 @@ _ASKED = (
     "add",
     "create",
     "recover",
+    "recover",
+    "resolve",
+    "network",
 )
 _CODES = (0, 0, 1, 7, 137)
 _WAITS_MS = (1, 3, 10, 40, 200, 1000, 4000, 15000)
@@ -69,8 +72,11 @@ _MEETS: dict[str, tuple[Op, ...]] = {
     "container.unstage": (("force", 0, 1), ("force", 0, 0)),
     "container.discard": (("force", 0, 1), ("delete", 0, 1), ("force", 0, 0)),
     "process.exec": (("exec", 0, 0), ("exec", 0, 1)),
+    "network.change": (("network", 1, 0, 0), ("network", 1, 1, 1), ("network", 1, 2, 0), ("network", 1, 3, 0)),
 }
 """By what each effect is asked for; the others belong to the beginning or the end of a sandbox."""
+
+_LETTING_GO = ("hypervisor.stop", "network.detach", "share.release", "container.unstage", "container.discard")
 
 _BEGINNING = ("hypervisor.launch", "network.attach", "share.prepare", "share.plug", "agent.connect", "agent.configure")
 
@@ -81,6 +87,10 @@ def _aimed(dice: Dice) -> Program:
     asked = dice.pick(_MEETS.get(kind, (("create", 0), ("create", 1)) if kind in _BEGINNING else (("force", 0, 0),)))
     fault = dice.below(len(EFFECT_FAULTS))
     planned: Op = ("fault", EFFECTS.index(kind), fault)
+    if kind == "network.change":
+        return [("create", 1), ("iface", 1, dice.below(INTERFACES)), planned, asked, ("network", 1, 0, 0)]
+    if kind in _LETTING_GO and dice.chance(20):  # what fails again when it is resolved is given up
+        return [planned, planned, asked, ("resolve", 0, 0)]
     if EFFECT_FAULTS[fault] != "hang" or dice.chance(30):
         return [planned, asked]
     return [planned, ("go", asked), ("wait", dice.pick((10, 200, 4000))), operation(dice, 50)]
@@ -103,6 +113,8 @@ def _ask(dice: Dice) -> Op:
     name = dice.pick(_ASKED)
     if name == "create":
         return (name, _s(dice))
+    if name == "network":
+        return (name, dice.pick((1, 1, 0)), dice.below(len(CHANGES)), dice.below(INTERFACES))
     if name == "kill":
         return (name, _s(dice), _c(dice), dice.below(len(SIGNALS)))
     return (name, _s(dice), _c(dice))
@@ -121,7 +133,9 @@ def _ordinary(dice: Dice) -> Op:
         return ("wait", dice.pick(_WAITS_MS))
     if which < 88:
         return ("exit", _s(dice), dice.below(4), dice.pick(_CODES))
-    return ("write", _s(dice), dice.below(4), dice.below(600))
+    if which < 97:
+        return ("write", _s(dice), dice.below(4), dice.below(600))
+    return ("iface", dice.pick((1, 1, 0)), dice.below(INTERFACES))
 
 
 def _planned(dice: Dice) -> Op:
@@ -143,7 +157,7 @@ def _doom(dice: Dice) -> Op:
 
 
 _RARE: tuple[Callable[[Dice], Op], ...] = (
-    lambda dice: ("qemu", _s(dice)),
+    lambda dice: ("qemu", _s(dice), dice.below(len(QEMU_ENDS))),
     lambda dice: ("virtiofsd", _s(dice)),
     lambda dice: ("panic", _s(dice)),
     lambda dice: ("poweroff", _s(dice)),

@@ -10,17 +10,36 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from kata_fsm.machines import Moved, Pod, agent, check, container, evolve, process, sandbox
+from kata_fsm.effects.fake.network import recorded, taps
+from kata_fsm.effects.process import Exit
+from kata_fsm.machines import Moved, Pod, agent, check, container, evolve, network, process, sandbox, vm
 from kata_fsm.machines.coupling import next_move
 from kata_fsm.machines.pod import INIT, TABLES
 from kata_fsm.machines.vocab import CAUSES, EXIT_UNKNOWN
 from kata_fsm.projections import project
 
 if TYPE_CHECKING:
+    from kata_fsm.effects.fake.guest import Workload
     from kata_fsm.machines.pod import Unit
     from kata_fsm.testing.sim.universe import Universe
 
 TOLD_BY_THE_GUEST = frozenset({"exited", "signaled", "guest_oom"})
+
+
+LEFT = {
+    "vm": ("qemu", "vm files"),
+    "network": ("netns", "tap"),
+    "share": ("virtiofsd", "tree", "mount"),
+    "container": ("mount", "cgroup"),
+}
+"""What may be left of each machine that was given up."""
+
+
+def _ended_by(workload: Workload) -> str:
+    """The cause of its end."""
+    if workload.signal is None:
+        return "exited"
+    return "guest_oom" if workload.oom_killed else "signaled"
 
 
 class Truth:
@@ -76,6 +95,9 @@ class Truth:
                 self._process(stream, subject, unit)
             for subject, unit in pod.containers.items():
                 self._container(stream, subject, unit)
+            self._network(stream, pod)
+            for what in universe.deeds.unjustified(pod):
+                self._wrong(stream, what)
             cause = pod.sandbox.facts.get("cause", {}).get("kind")
             if pod.sandbox.state in (sandbox.STOPPED, sandbox.FAILED) and cause not in CAUSES:
                 self._wrong(stream, f"it ended with cause `{cause}`")
@@ -92,7 +114,7 @@ class Truth:
         if cause not in CAUSES:
             self._wrong(stream, f"{subject} ended with cause `{cause}`")
         if cause in TOLD_BY_THE_GUEST:
-            if workload is None or not workload.over or code != workload.status:
+            if workload is None or not workload.over or code != workload.status or cause != _ended_by(workload):
                 real = None if workload is None else (workload.code, workload.signal)
                 self._wrong(stream, f"{subject} is said to have ended with {code} ({cause}), really {real}")
         elif code != EXIT_UNKNOWN:
@@ -137,6 +159,36 @@ class Truth:
             if frozen != (unit.state == container.PAUSED) and box.state != "stopped":
                 self._wrong(stream, f"{subject} is `{unit.state}`, in the guest it is `{box.state}`")
 
+    def _network(self, stream: str, pod: Pod) -> None:
+        """What is recorded of a network that nobody is changing is what the guest has, and what is joined on the host."""
+        guest, host = self._universe.guest_of(stream), self._universe.host
+        if pod.network.state != network.PLUGGED or pod.vm.state != vm.RUNNING or guest is None or guest.off:
+            return
+        known = recorded(pod.network.facts)
+        if guest.nics != known:
+            self._wrong(stream, f"the guest has the interfaces {guest.nics}, the record says {known}")
+        if taps(host, stream.rpartition("@")[2]) != known:
+            self._wrong(stream, f"joined are {taps(host, stream.rpartition('@')[2])}, the record says {known}")
+
+    def _remove_what_was_left(self, stream: str, pod: Pod) -> None:
+        """What a resolution has given up is an orphan, which `recover remove` ends. Nothing else may be left."""
+        uid, host = stream.rpartition("@")[2], self._universe.host
+        for machine, subject, unit in pod.units():
+            if "left" not in unit.facts:
+                continue
+            self._universe.seen[f"left {machine}"] += 1
+            prefix = f"{uid}/{subject}" if subject else uid
+            for kind, name in list(host.ledger.held):
+                if kind not in LEFT[machine] or not (name == prefix or (not subject and name.startswith(prefix))):
+                    continue
+                process = next(
+                    (p for p in host.running.values() if (p.kind, f"{uid}/{p.identity.pid}") == (kind, name)), None
+                )
+                if process is not None:
+                    host.end(process.identity, Exit(signal=9))
+                else:
+                    host.give_back(kind, name)
+
     def at_the_end(self) -> None:
         """After everything was deleted."""
         universe = self._universe
@@ -147,6 +199,7 @@ class Truth:
             if pod.sandbox.state not in (sandbox.DELETED, sandbox.ABSENT):
                 states = ", ".join(f"{m} {s} {u.state}" for m, s, u in pod.units() if u.state not in TABLES[m].terminal)
                 self._wrong(stream, f"it cannot be deleted: {states}")
+            self._remove_what_was_left(stream, pod)
         left = universe.ids()
         if left:
             self._wrong("host", f"these ids are not free: {left}")

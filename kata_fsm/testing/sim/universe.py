@@ -18,6 +18,7 @@ from kata_fsm.effects.process import Identity
 from kata_fsm.limits import VERB_REPLY_S
 from kata_fsm.machines import Cause, Pod
 from kata_fsm.projections import container_key
+from kata_fsm.testing.sim.causes import HOST, Deeds
 from kata_fsm.testing.sim.lives import Life, Rewire
 from kata_fsm.testing.sim.shims import SimShim
 from kata_fsm.testing.sim.truth import Truth
@@ -57,6 +58,7 @@ class Universe:
         self.killed: set[str] = set()
         self.calm = False  # nobody starts a supervisor by himself
         self.wrong: list[str] = []
+        self.deeds = Deeds(self.faults)
         self.truth = Truth(self)
         self.distinct_awaits = distinct_awaits
         self._instrument: AwaitDeaths | None = None
@@ -156,16 +158,22 @@ class Universe:
         return [key[len(prefix) :].decode() for key, _ in self.journal.projections(prefix)]
 
     def post_mortem(self, pod: Pod, identity: Identity | None) -> Cause:
-        """What is left of a VMM that nobody watched: its console, if the guest panicked."""
-        guest = self.host.guests.get(str(pod.sandbox.facts.get("uid", "")))
+        """What is left of a VMM that nobody watched: its console, where the guest says its last, and the kernel's log."""
+        uid = str(pod.sandbox.facts.get("uid", ""))
+        guest, evidence = self.host.guests.get(uid), {"wait_status": "unknown"}
         if guest is not None and guest.panicked:
-            return Cause("guest_panic", guest.panicked, {"wait_status": "unknown"})
-        return Cause("vm_killed", "the VMM is gone", {"wait_status": "unknown"})
+            return Cause("guest_panic", guest.panicked, evidence)
+        if guest is not None and guest.shutdown is not None:
+            return Cause("guest_shutdown", "the guest switched itself off", evidence)
+        if uid in self.host.oom_killed:
+            return Cause("host_oom", "the kernel says so", evidence)
+        return Cause("vm_killed", "the VMM is gone", evidence)
 
     def reboot(self) -> None:
         """The host is started anew."""
         for life in list(self.lives.values()):
             life.die()
+        self.deeds.note(HOST, "rebooted")
         self.host.reboot()
         self.seen["host rebooted"] += 1
 

@@ -188,6 +188,10 @@ async def test_an_end_that_nobody_watched_is_read_from_what_is_written(place):
     Path(place.paths.console_log).write_text("[ 1.0] Kernel panic - not syncing: Fatal exception\n")
     found = unwatched(place.paths, gone)
     assert (found["cause"], found["exit"]["signal"]) == ("guest_panic", None)
+    Path(place.paths.console_log).write_text("[ 9.0] reboot: Power down\n")
+    assert unwatched(place.paths, gone)["cause"] == "guest_shutdown"
+    Path(place.paths.console_log).write_text("[ 9.0] reboot: Power down\n[ 9.1] somebody wrote that and went on\n")
+    assert unwatched(place.paths, gone)["cause"] == "unknown"
 
 
 async def test_a_stuck_qemu_is_stopped_by_force(place, tiny, monitor, monkeypatch):

@@ -2,14 +2,16 @@
 """Containers in the shared tree: everything appears in the served view, as writable as asked, and goes without a trace."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from kata_fsm import errors
+from kata_fsm import errors, limits
 from kata_fsm.effects import cgroup, mounts, process, share, storage
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.effects.protocols import Intent
+from tests.support import hung
 
 
 @pytest.fixture
@@ -153,3 +155,21 @@ async def test_stragglers_are_moved_out_of_the_cgroup(place, shared, intent):
     assert process.alive(identity)
     assert not any(os.path.exists(directory) for directory in directories)
     await process.kill_and_wait(identity)
+
+
+async def test_a_source_whose_server_hangs_is_named_and_given_up(place, shared, intent, monkeypatch, until):
+    """Nothing is mounted, neither then nor when the server's end lets go of whoever was left behind."""
+    monkeypatch.setattr(limits, "HOST_CALL_S", 0.3)
+    before, threads = mounts.table(), threading.active_count()
+    (place.work / "hung").mkdir()
+    intent.params["mounts"].append({**intent.params["mounts"][0], "index": 5, "source": str(place.work / "hung")})
+    prepare = storage.ContainerPrepare(place.paths)
+    with hung.mounted(place.work / "hung"):
+        with pytest.raises(errors.TimeoutExceeded, match=rf"did not end within 0.3 s: it hangs at `{place.work}/hung`"):
+            await prepare.perform(intent)
+        monkeypatch.setattr(limits, "HOST_CALL_S", 30.0)
+        await prepare.undo(intent)
+        assert (await prepare.probe(intent)).done is False
+    await until(lambda: threading.active_count() <= threads + 1)
+    assert mounts.table() == before
+    assert list(shared.iterdir()) == []

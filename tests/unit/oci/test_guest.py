@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from kata_fsm.errors import SpecError
+from kata_fsm import limits
+from kata_fsm.errors import SpecError, WorldError
+from kata_fsm.oci import check, guest
 from kata_fsm.oci.example import example
 from kata_fsm.oci.guest import GUEST_SHM, SHARE, Adapted, Source, adapt
 from kata_fsm.oci.sandbox import CONTAINER, SINGLE
 from kata_fsm.oci.spec import Loaded, Spec
+from tests.support import hung
 
 HOST = {
     "/data": Source("dir", 1 << 30),
@@ -155,3 +159,15 @@ def test_network_namespace() -> None:
     del document["linux"]["namespaces"][1]
     with pytest.raises(SpecError, match="Host networking requested"):
         adapted(document)
+
+
+def test_a_source_that_never_answers_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HOST_CALL_S", 0.2)
+    source = tmp_path / "dead"
+    source.mkdir()
+    with hung.mounted(source):
+        for look in (guest.look_at_host, check._check_rootfs):
+            with pytest.raises(WorldError, match=f"`{source}` did not answer within 0.2 s") as told:
+                look(str(source))
+            assert "server" in (told.value.hint or "")
+    assert guest.look_at_host(str(source)).kind == "dir"

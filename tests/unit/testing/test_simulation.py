@@ -43,7 +43,8 @@ def made() -> tuple[FakeHost, FakeWiring]:
 
 
 def intent(kind: str) -> Intent:
-    return Intent(kind, "box" if kind.startswith("container") else "", {"container": "box"})
+    recorded = {"interfaces": [{"slot": 1, "name": "eth0"}]} if kind == "network.change" else {}
+    return Intent(kind, "box" if kind.startswith("container") else "", {"container": "box", **recorded})
 
 
 def test_there_is_a_handler_for_every_kind() -> None:
