@@ -60,8 +60,15 @@ class Agent:
             raise not_found(f"process `{exec_id}` is not in container `{container_id}`")
         return process
 
+    def admit(self, container: Container) -> None:
+        """Know a container from now on. The sandbox's own is the first, and the process namespace to share is its: whoever's
+        first process ends takes everybody in the namespace along, and others than the sandbox's are restarted."""
+        self.containers[container.id] = container
+        if self._pid_leader is None:
+            self._pid_leader = container
+
     def shared_pid_namespace(self, container: Container) -> str:
-        """The path of the sandbox's process namespace; "" for the container that begins it (again)."""
+        """The path of the sandbox's process namespace; "" for the container that begins it again, should its own be gone."""
         leader = self._pid_leader
         if leader is None or leader.init.pid == 0 or leader.init.exit is not None:
             self._pid_leader = container

@@ -35,7 +35,8 @@ def create_container(agent: Agent, request: Message) -> Steps:
             return {}
         raise RpcError(ALREADY_EXISTS, f"container `{container_id}` exists with another configuration")
     spec = raw_or_message(request.get("OCI"), "OCI", "message_to_spec")
-    container = agent.containers[container_id] = Container(agent, container_id, request)
+    container = Container(agent, container_id, request)
+    agent.admit(container)
     try:
         shared = bool(request.get("sandbox_pidns"))
         container.mounts = yield from _mount(agent, request.get("storages") or [])
