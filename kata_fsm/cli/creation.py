@@ -167,6 +167,7 @@ def sandbox_message(
         "id": place.sandbox,
         "uid": uid,
         "kind": place.kind,
+        "cgroups_path": adapted.cgroups_path,
         "root": os.path.realpath(context.root),
         "hypervisor": _machine(settings, loaded),
         "config_origin": settings.origin,

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,8 @@ from tests.support.kata import exists, wait_until
 from tests.support.websocket import RESIZE, STDERR, STDIN, STDOUT
 
 SLEEP = ("sleep", "1000")
+MACHINE_BYTES = 64 << 20  # less than any machine that has booted holds
+MACHINE_NS = 500_000_000  # and less processor time than its boot takes
 BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 
 
@@ -155,10 +158,12 @@ def test_limits_and_stats(cri: Cri) -> None:
     assert limit(main, "cpu.max") == "70000 100000"
     stats = main.stats()
     assert stats.memory.working_set_bytes.value > 0
+    (qemu,) = cri.kata.processes("qemu-system")
+    assert f"{cri.parent}/limits/{pod.id}" in Path(f"/proc/{qemu}/cgroup").read_text()
     whole = pod.stats()
     assert [each.attributes.id for each in whole.containers] == [main.id]
-    assert whole.memory.working_set_bytes.value > 0
-    assert whole.cpu.usage_core_nano_seconds.value > 0
+    assert whole.memory.working_set_bytes.value > MACHINE_BYTES
+    assert whole.cpu.usage_core_nano_seconds.value > MACHINE_NS
     assert whole.network.default_interface.name == "eth0"
 
 

@@ -344,4 +344,3 @@ def exit_code(streams: Streams) -> int:
     codes = [int(cause["message"]) for cause in causes if cause.get("reason") == "ExitCode"]
     assert codes, status
     return codes[0]
-
