@@ -21,8 +21,8 @@ MACHINE_NS = 500_000_000  # and less processor time than its boot takes
 BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 
 
-def feature(*names: str) -> pytest.MarkDecorator:
-    return pytest.mark.feature("cri", *names)
+def feature(*names: str, refused: bool = False) -> pytest.MarkDecorator:
+    return pytest.mark.feature("cri", *names, refused=refused)
 
 
 def machines(cri: Cri) -> int:
@@ -181,6 +181,14 @@ def test_pods_reach_each_other(cri: Cri) -> None:
     with closing(cri.connect(address, 8000)) as asked:
         asked.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert b" 200 OK" in asked.recv(4096)
+
+
+@feature("port-forward", refused=True)
+def test_no_port_is_forwarded(cri: Cri) -> None:
+    pod = cri.pod("forward")
+    pod.run("web", "httpd", "-f", "-p", "8000")
+    with closing(pod.forward(8000)) as forwarded:
+        forwarded.read_until(1, b"refused")  # channel 0 carries the port's data, 1 what went wrong
 
 
 @feature("recovery: supervisor killed", "recovery: containerd restarted")

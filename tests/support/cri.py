@@ -244,6 +244,11 @@ class Pod:
         container.start()
         return container
 
+    def forward(self, port: int) -> Streams:
+        """A connection that is meant to reach what listens on the pod's own `localhost`."""
+        request = messages().PortForwardRequest(pod_sandbox_id=self.id, port=[port])
+        return self.cri.streams(self.cri.call("PortForward", request).url + f"?port={port}")
+
     def stop(self) -> None:
         """Stop all its containers, and it."""
         self.cri.call("StopPodSandbox", self._asked())
