@@ -89,6 +89,7 @@ SUPERVISOR_FAILURE_RECORDS = 1000  # how far back they are looked for
 CGROUP_EMPTY_S = 2.0
 CGROUP_POLL_S = 0.01
 CGROUP_RETRIES = 5
+SYSTEMD_REPLY_S = 10.0  # for systemd's answer when it is asked for a scope
 
 # Starting QEMU: from exec to its monitor's greeting takes 0.1 to 0.2 s; a host that swaps may take much longer.
 QEMU_START_S = 20.0

@@ -61,6 +61,17 @@ def _expand_slice(name: str) -> str:
     return "/".join("-".join(parts[: end + 1]) + ".slice" for end in range(len(parts)))
 
 
+def scope_of(cgroups_path: str) -> tuple[str, str] | None:
+    """(slice, unit) that systemd's form `slice:prefix:name` means; None for a path, and for a slice, which holds no process
+    itself."""
+    if cgroups_path.count(":") != 2 or cgroups_path.startswith("/"):
+        return None
+    slice_name, prefix, name = cgroups_path.split(":")
+    if name.endswith(".slice"):
+        return None
+    return slice_name or "system.slice", f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
+
+
 def resolve(cgroups_path: str, container: str, uid: str) -> str:
     """The absolute cgroup that a spec means by `linux.cgroupsPath`.
 
@@ -71,8 +82,7 @@ def resolve(cgroups_path: str, container: str, uid: str) -> str:
     if not cgroups_path:
         path = f"{OWN_PARENT}/{uid}/{container}"
     elif cgroups_path.count(":") == 2 and not cgroups_path.startswith("/"):
-        slice_name, prefix, name = cgroups_path.split(":")
-        unit = name if name.endswith(".slice") else f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
+        slice_name, unit = scope_of(cgroups_path) or (cgroups_path.split(":")[0], cgroups_path.split(":")[2])
         path = f"/{_expand_slice(slice_name or 'system.slice')}/{unit}"
     elif cgroups_path.startswith("/"):
         path = cgroups_path

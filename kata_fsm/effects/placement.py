@@ -18,17 +18,18 @@ from typing import Any
 
 import trio
 
-from kata_fsm import errors
+from kata_fsm import errors, systemd
 from kata_fsm.effects import cgroup
 
 
 class Placement:
-    """`config` is what the sandbox was created with: {"id", "cgroups_path"}; without the latter, as older sandboxes are,
-    nobody is moved."""
+    """`config` is what the sandbox was created with: {"id", "cgroups_path", "systemd_cgroup" if systemd is to make it};
+    without a path, as older sandboxes are, nobody is moved."""
 
     def __init__(self, uid: str, config: Mapping[str, Any]) -> None:
         self.uid = uid
         self.path: str | None = None
+        self.scope = cgroup.scope_of(str(config.get("cgroups_path"))) if config.get("systemd_cgroup") else None
         self._lock = trio.Lock()
         self._entered: list[str] = []
         if "cgroups_path" in config:
@@ -38,12 +39,24 @@ class Placement:
                 pass  # `container.prepare` refuses it, and says why
 
     async def enter(self) -> list[str]:
-        """Make the cgroup wherever it can be made, and move this process into it: the directories that took it."""
+        """Make the cgroup wherever it can be made, and move this process into it: the directories that took it.
+
+        Raises `WorldError` when systemd was asked to make it and does not.
+        """
         async with self._lock:
             if self.path is not None and not self._entered:
                 made = await trio.to_thread.run_sync(cgroup.create, self.path, self.uid)
+                if self.scope is not None:
+                    await self._start_scope(*self.scope)
                 self._entered = await self._join([str(each["path"]) for each in made["cgroups"]])
         return self._entered
+
+    async def _start_scope(self, slice_name: str, unit: str) -> None:
+        """systemd makes no scope without a process, and removes one without."""
+        try:
+            await trio.to_thread.run_sync(systemd.start_scope, unit, slice_name, os.getpid())
+        except errors.WorldError as error:
+            raise errors.EffectError("systemd", error.message, hint=error.hint) from error
 
     async def return_to(self) -> None:
         """Go into the cgroup if it is there: a supervisor that goes on with a sandbox was started from anywhere."""

@@ -41,9 +41,9 @@ _IMPOSSIBLE = """
 | seccomp's user notification to a listener on the host | the listener cannot serve another kernel | refused, by name |
 | sockets of the host in a volume | connecting would need the same kernel | a warning; files beside them work |
 | port-forward of the CRI | containerd calls `localhost` in the pod's network namespace on the host; the pod listens in the \
-guest | refused; the pod's address and host ports work |
-| `crictl stats` of a pod's containers | the shim counts what is on the host, and the guest's processes are not | each shows \
-its shim; the pod's own (`statsp`) shows the machine, `kata-fsm events --stats ID` the container |
+guest | refused; the pod's address works |
+| `crictl stats` of a pod's containers | containerd's shim reads cgroups of the host, and the guest's processes are not in \
+them | each shows its shim; the pod's own (`statsp`) shows the machine, `kata-fsm events --stats ID` the container |
 | `podman cp` with a tmpfs of the container | it is in the guest's memory | reaches the directory below it |
 | `podman top` without options | podman reads processes of the host | shows the one that stands for the container |
 | &nbsp; | | `podman top ID -ef` shows the guest's |
