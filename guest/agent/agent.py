@@ -67,9 +67,12 @@ class Agent:
         if self._pid_leader is None:
             self._pid_leader = container
 
-    def shared_pid_namespace(self, container: Container) -> str:
-        """The path of the sandbox's process namespace; "" for the container that begins it again, should its own be gone."""
-        leader = self._pid_leader
+    def shared_pid_namespace(self, container: Container, target: str = "") -> str:
+        """The path of the sandbox's process namespace; "" for the container that begins it again, should its own be gone.
+        With `target` that of this container. Raises NOT_FOUND when it does not run."""
+        leader = self.container(target) if target else self._pid_leader
+        if target and (leader is None or leader.init.pid == 0 or leader.init.exit is not None):
+            raise not_found(f"container `{target}`, whose processes were to be shared, has ended")
         if leader is None or leader.init.pid == 0 or leader.init.exit is not None:
             self._pid_leader = container
             return ""

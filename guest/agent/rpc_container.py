@@ -7,7 +7,7 @@ import os
 
 from kata_wire.envelope import ALREADY_EXISTS
 
-from . import jsonc
+from . import bundle, jsonc
 from .containers import Container, valid_id
 from .errors import RpcError, invalid
 
@@ -40,7 +40,8 @@ def create_container(agent: Agent, request: Message) -> Steps:
     try:
         shared = bool(request.get("sandbox_pidns"))
         container.mounts = yield from _mount(agent, request.get("storages") or [])
-        yield from container.create(spec, agent.shared_pid_namespace(container) if shared else None)
+        namespace = agent.shared_pid_namespace(container, bundle.pid_target(spec)) if shared else None
+        yield from container.create(spec, namespace)
     except Exception:
         yield from _unmount(agent, container.mounts)
         if container.state == "creating":

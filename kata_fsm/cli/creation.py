@@ -20,6 +20,7 @@ from kata_fsm.cli import client, console, log, lookup, shims
 from kata_fsm.cli.attending import ShimDied, await_reply
 from kata_fsm.cli.context import Context
 from kata_fsm.cli.log import rfc3339
+from kata_fsm.cli.sharing import name_target
 from kata_fsm.config.load import load as load_config
 from kata_fsm.config.settings import Settings, hypervisor_settings
 from kata_fsm.control import Connection, raise_error
@@ -109,6 +110,7 @@ def create(context: Context, request: Request) -> Created:
     used = [f"`{path}`" for path in (settings.origin, *settings.drop_ins) if path]
     log.write(context, "info", f"configuration: {', '.join(used) or 'built-in defaults, as there is no file'}")
     adapted = guest.adapt(loaded, key=request.id, kind=place.kind, seccomp=not settings.runtime.disable_guest_seccomp)
+    name_target(loaded, adapted, place)
     for warning in (*settings.warnings, *adapted.warnings):
         log.warn(context, warning)
     if request.preserve_fds:

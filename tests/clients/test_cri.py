@@ -125,7 +125,7 @@ def test_streams(cri: Cri) -> None:
     assert ("stdout", "got two") in echo.lines()
 
 
-@feature("shared pid namespace")
+@feature("shared pid namespace", "pid namespace of another container")
 def test_a_shared_pid_namespace(cri: Cri) -> None:
     pod = cri.pod("pids", shared_pids=True)
     one = pod.run("one", "sleep", "4321")
@@ -139,8 +139,10 @@ def test_a_shared_pid_namespace(cri: Cri) -> None:
     assert "sleep 1000000000" in again.shell("ps -o args")
     assert two.status().state == messages().CONTAINER_RUNNING
     private = cri.pod("private")
-    private.run("one", "sleep", "4321")
+    one = private.run("one", "sleep", "4321")
     assert "sleep 4321" not in private.run("two", *SLEEP).shell("ps -o args")
+    debugging = private.run("debug", *SLEEP, looks_into=one)
+    assert re.search("^ *1 sleep 4321$", debugging.shell("ps -o pid,args"), re.MULTILINE)
 
 
 def limit(container: Container, name: str) -> str:

@@ -218,13 +218,23 @@ class Pod:
         return self.cri.call("PodSandboxStats", self._asked()).stats.linux
 
     def create(
-        self, name: str, *command: str, attempt: int = 0, limits: dict[str, int] | None = None, **fields: Any
+        self,
+        name: str,
+        *command: str,
+        attempt: int = 0,
+        limits: dict[str, int] | None = None,
+        looks_into: Container | None = None,
+        **fields: Any,
     ) -> Container:
-        """A container of it. `limits`: of the interface's LinuxContainerResources, `fields`: of its ContainerConfig."""
+        """A container of it. `limits`: of the interface's LinuxContainerResources, `fields`: of its ContainerConfig.
+        `looks_into`: whose processes it shares, as `kubectl debug --target` asks for."""
         kinds = messages()
+        namespaces = self.namespaces
+        if looks_into is not None:
+            namespaces = kinds.NamespaceOption(pid=kinds.TARGET, target_id=looks_into.id)
         linux = kinds.LinuxContainer(
             resources=kinds.Resources(**limits or {}),
-            security_context=kinds.ContainerSecurity(namespace_options=self.namespaces),
+            security_context=kinds.ContainerSecurity(namespace_options=namespaces),
         )
         config = kinds.ContainerConfig(
             metadata=kinds.ContainerMetadata(name=name, attempt=attempt),
