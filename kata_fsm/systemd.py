@@ -157,9 +157,10 @@ def _call(member: str, signature: str, body: bytes) -> None:
             call = message(2, "/org/freedesktop/systemd1", f"{manager}.Manager", member, manager, signature, body)
             connection.sendall(call)
             _await_reply(connection, 2)
-    except OSError as error:
+    except (OSError, IndexError, UnicodeDecodeError, struct.error) as error:
+        why = error.strerror or error if isinstance(error, OSError) else "what it says is no D-Bus"
         raise WorldError(
-            f"systemd does not answer on D-Bus: {error.strerror or error}",
+            f"systemd does not answer on D-Bus: {why}",
             hint="without `--systemd-cgroup` cgroups are made without it",
         ) from error
 
