@@ -92,6 +92,7 @@ SUPERVISOR_FAILURE_RECORDS = 1000  # how far back they are looked for
 CGROUP_EMPTY_S = 2.0
 CGROUP_POLL_S = 0.01
 CGROUP_RETRIES = 5
+SYSTEMD_REPLY_S = 10.0  # for systemd's answer when it is asked for a scope
 
 # A mount, an unmount or a look at a file takes milliseconds, or waits for a server that is gone and never ends.
 HOST_CALL_S = 30.0

@@ -333,8 +333,8 @@ def _ignore(number: int, frame: object) -> None:
 def go_home() -> None:
     """Leave the container's cgroups and network namespace, in the child that becomes a supervisor.
 
-    A supervisor in the container's cgroup would be throttled with it, and would keep it from being removed. The verb that
-    started the shim left the cgroups it came from in the environment.
+    A supervisor in a member's cgroup would be throttled with it, and would keep it from being removed; its
+    own place it finds by itself. The verb that started the shim left the cgroups it came from in the environment.
     """
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     for directory in os.environ.get("KATA_FSM_HOME_CGROUPS", "").split(":"):

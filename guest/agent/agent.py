@@ -60,9 +60,19 @@ class Agent:
             raise not_found(f"process `{exec_id}` is not in container `{container_id}`")
         return process
 
-    def shared_pid_namespace(self, container: Container) -> str:
-        """The path of the sandbox's process namespace; "" for the container that begins it (again)."""
-        leader = self._pid_leader
+    def admit(self, container: Container) -> None:
+        """Know a container from now on. The sandbox's own is the first, and the process namespace to share is its: whoever's
+        first process ends takes everybody in the namespace along, and others than the sandbox's are restarted."""
+        self.containers[container.id] = container
+        if self._pid_leader is None:
+            self._pid_leader = container
+
+    def shared_pid_namespace(self, container: Container, target: str = "") -> str:
+        """The path of the sandbox's process namespace; "" for the container that begins it again, should its own be gone.
+        With `target` that of this container. Raises NOT_FOUND when it does not run."""
+        leader = self.container(target) if target else self._pid_leader
+        if target and (leader is None or leader.init.pid == 0 or leader.init.exit is not None):
+            raise not_found(f"container `{target}`, whose processes were to be shared, has ended")
         if leader is None or leader.init.pid == 0 or leader.init.exit is not None:
             self._pid_leader = container
             return ""

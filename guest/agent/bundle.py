@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Json = dict[str, Any]
 
 OCI_VERSION = "1.0.2"  # crun 1.8 refuses a version that does not contain "1.0" (libcrun/container.c)
+PID_TARGET = "container:"
 _OF_THE_MACHINE = ("network", "ipc", "uts")
 _IPC_SETTINGS = ("kernel.msg", "kernel.sem", "kernel.shm", "fs.mqueue.")
 _UTS_SETTINGS = ("kernel.domainname", "kernel.hostname")
@@ -61,6 +62,13 @@ def adapt_process(process: Json) -> None:
         del process["apparmorProfile"]
     if not knows_selinux():
         process.pop("selinuxLabel", None)
+
+
+def pid_target(spec: Json) -> str:
+    """The container whose process namespace is to be joined: the host names it `container:ID`. "" for the sandbox's own."""
+    asked = section(spec, "linux").get("namespaces") or []
+    paths = [str(entry.get("path") or "") for entry in asked if isinstance(entry, dict) and entry.get("type") == "pid"]
+    return next((path.removeprefix(PID_TARGET) for path in paths if path.startswith(PID_TARGET)), "")
 
 
 def namespaces(asked: list[Any], pid_namespace: str | None) -> list[Json]:

@@ -7,7 +7,7 @@ import os
 
 from kata_wire.envelope import ALREADY_EXISTS
 
-from . import jsonc
+from . import bundle, jsonc
 from .containers import Container, valid_id
 from .errors import RpcError, invalid
 
@@ -35,11 +35,13 @@ def create_container(agent: Agent, request: Message) -> Steps:
             return {}
         raise RpcError(ALREADY_EXISTS, f"container `{container_id}` exists with another configuration")
     spec = raw_or_message(request.get("OCI"), "OCI", "message_to_spec")
-    container = agent.containers[container_id] = Container(agent, container_id, request)
+    container = Container(agent, container_id, request)
+    agent.admit(container)
     try:
         shared = bool(request.get("sandbox_pidns"))
         container.mounts = yield from _mount(agent, request.get("storages") or [])
-        yield from container.create(spec, agent.shared_pid_namespace(container) if shared else None)
+        namespace = agent.shared_pid_namespace(container, bundle.pid_target(spec)) if shared else None
+        yield from container.create(spec, namespace)
     except Exception:
         yield from _unmount(agent, container.mounts)
         if container.state == "creating":

@@ -15,11 +15,12 @@ from typing import Any
 import msgspec
 
 from journal import JournalError
-from kata_fsm import spawn
+from kata_fsm import spawn, systemd
 from kata_fsm.cli import client, console, log, lookup, shims
 from kata_fsm.cli.attending import ShimDied, await_reply
 from kata_fsm.cli.context import Context
 from kata_fsm.cli.log import rfc3339
+from kata_fsm.cli.sharing import name_target
 from kata_fsm.config.load import load as load_config
 from kata_fsm.config.settings import Settings, hypervisor_settings
 from kata_fsm.control import Connection, raise_error
@@ -94,7 +95,7 @@ def check_console(*, terminal: bool, given: bool, attached: bool) -> None:
 def create(context: Context, request: Request) -> Created:
     """Create a container. When this raises, nothing is left that was not there before."""
     _require_free(context, request.id)
-    if context.systemd_cgroup and not os.path.isdir("/run/systemd/system"):  # sd_booted(3)
+    if context.systemd_cgroup and not systemd.booted():
         raise UsageError(
             "systemd cgroup flag passed, but systemd support for managing cgroups is not available",
             hint="systemd does not run here; use cgroupfs",
@@ -109,6 +110,7 @@ def create(context: Context, request: Request) -> Created:
     used = [f"`{path}`" for path in (settings.origin, *settings.drop_ins) if path]
     log.write(context, "info", f"configuration: {', '.join(used) or 'built-in defaults, as there is no file'}")
     adapted = guest.adapt(loaded, key=request.id, kind=place.kind, seccomp=not settings.runtime.disable_guest_seccomp)
+    name_target(loaded, adapted, place)
     for warning in (*settings.warnings, *adapted.warnings):
         log.warn(context, warning)
     if request.preserve_fds:
@@ -133,7 +135,7 @@ def container_message(context: Context, request: Request, loaded: Loaded, adapte
         "rootfs": loaded.rootfs,
         "rootfs_readonly": bool(loaded.spec.root and loaded.spec.root.readonly),
         "binds": msgspec.to_builtins(adapted.binds),
-        "cgroups_path": adapted.cgroups_path,
+        **_cgroup(context, request.id, adapted),
         "terminal": loaded.terminal,
         "annotations": dict(loaded.annotations),
         "args": redacted(process.args or [] if process else []),
@@ -144,6 +146,23 @@ def container_message(context: Context, request: Request, loaded: Loaded, adapte
         "guest_spec": adapted.guest_spec,
         **_hooks(request, loaded),
     }
+
+
+def _cgroup(context: Context, container_id: str, adapted: guest.Adapted) -> dict[str, Any]:
+    """Where it belongs on the host, and whether systemd is to be asked. Raises `UsageError` for a path that systemd cannot
+    mean, in runc's words."""
+    path = adapted.cgroups_path
+    if not context.systemd_cgroup:
+        return {"cgroups_path": path}
+    path = path or f"system.slice:kata-fsm:{container_id}"
+    if path.startswith("/") or path.count(":") != 2:
+        raise UsageError(
+            f'expected cgroupsPath to be of format "slice:prefix:name" for systemd cgroups, got "{path}" instead',
+            hint="correct `linux.cgroupsPath` in config.json, or leave out `--systemd-cgroup`",
+        )
+    if path.endswith(".slice"):
+        raise UsageError(f"`linux.cgroupsPath` is `{path}`: a slice holds no process itself", hint="name a scope")
+    return {"cgroups_path": path, "systemd_cgroup": True}
 
 
 def _hooks(request: Request, loaded: Loaded) -> dict[str, Any]:
@@ -167,6 +186,7 @@ def sandbox_message(
         "id": place.sandbox,
         "uid": uid,
         "kind": place.kind,
+        **_cgroup(context, place.sandbox, adapted),
         "root": os.path.realpath(context.root),
         "hypervisor": _machine(settings, loaded),
         "config_origin": settings.origin,

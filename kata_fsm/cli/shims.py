@@ -25,6 +25,7 @@ class Plan:
     """What a shim is to be. `stdio`: the descriptors that become its 0, 1 and 2. `own_terminal`: they are a terminal made
     for it, which becomes its controlling one. `tty`: the process has a terminal, so there is no stderr of its own. `early`:
     it is started before its process is declared, and whoever starts it moves it into its cgroups (see `cgroups.join`).
+    `scope`: (slice, unit) of systemd's that it belongs in, which is begun with it if need be.
     `places`, of an init process: what is mounted where in the container, for the shim's own sight of it (see `view`)."""
 
     def __init__(
@@ -42,6 +43,7 @@ class Plan:
         preserve_fds: int = 0,
         early: bool = False,
         places: list[tuple[str, str]] | None = None,
+        scope: tuple[str, str] | None = None,
     ) -> None:
         self.sandbox = sandbox
         self.stream = stream
@@ -55,6 +57,7 @@ class Plan:
         self.preserve_fds = preserve_fds
         self.early = early
         self.places = places
+        self.scope = scope
 
 
 def plan_from(reply: dict[str, Any], *, sandbox: str, stream: str, **how: Any) -> Plan:
@@ -67,6 +70,7 @@ def plan_from(reply: dict[str, Any], *, sandbox: str, stream: str, **how: Any) -
         process=str(reply.get("process") or "init"),
         netns=reply.get("netns"),
         cgroups=places,
+        scope=(str(scope[0]), str(scope[1])) if (scope := reply.get("scope")) else None,
         **how,
     )
 
@@ -124,6 +128,10 @@ def _become(plan: Plan, report: int) -> None:
     # Signals wait until the shim can forward them; the mask outlives exec.
     _signal.pthread_sigmask(_signal.SIG_SETMASK, _signal.valid_signals())
     homes = cgroups.homes(plan.cgroups)
+    if plan.scope is not None:
+        from kata_fsm import systemd
+
+        systemd.start_scope(plan.scope[1], plan.scope[0], os.getpid())
     for line in [] if plan.early else cgroups.join(plan.cgroups):
         os.write(report, (line + "\n").encode())
     if plan.netns:

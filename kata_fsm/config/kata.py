@@ -164,7 +164,9 @@ RUNTIME: dict[str, Known] = {
     **_keys("what happened is in the journal: `kata-fsm replay timings`", enable_tracing=False),
     **_keys("what happened is in the journal", jaeger_endpoint="", jaeger_user="", jaeger_password=""),
     **_keys("QEMU always runs in a network namespace of its own or the pod's", disable_new_netns=False),
-    **_keys("every process of a sandbox is in cgroups of its own", sandbox_cgroup_only=(False, True)),
+    **_keys(
+        "a sandbox's processes are always in the engine's cgroup, as with `true`", sandbox_cgroup_only=(False, True)
+    ),
     **_keys("there are no experimental features", experimental=[]),
     **_keys("what containers share is what their configuration says", enable_agent_pidns=False),
     **_keys("devices of the host are not passed to guests", vfio_mode=("guest-kernel", "vfio")),

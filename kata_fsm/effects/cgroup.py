@@ -61,6 +61,17 @@ def _expand_slice(name: str) -> str:
     return "/".join("-".join(parts[: end + 1]) + ".slice" for end in range(len(parts)))
 
 
+def scope_of(cgroups_path: str) -> tuple[str, str] | None:
+    """(slice, unit) that systemd's form `slice:prefix:name` means; None for a path, and for a slice, which holds no process
+    itself."""
+    if cgroups_path.count(":") != 2 or cgroups_path.startswith("/"):
+        return None
+    slice_name, prefix, name = cgroups_path.split(":")
+    if name.endswith(".slice"):
+        return None
+    return slice_name or "system.slice", f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
+
+
 def resolve(cgroups_path: str, container: str, uid: str) -> str:
     """The absolute cgroup that a spec means by `linux.cgroupsPath`.
 
@@ -71,8 +82,7 @@ def resolve(cgroups_path: str, container: str, uid: str) -> str:
     if not cgroups_path:
         path = f"{OWN_PARENT}/{uid}/{container}"
     elif cgroups_path.count(":") == 2 and not cgroups_path.startswith("/"):
-        slice_name, prefix, name = cgroups_path.split(":")
-        unit = name if name.endswith(".slice") else f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
+        slice_name, unit = scope_of(cgroups_path) or (cgroups_path.split(":")[0], cgroups_path.split(":")[2])
         path = f"/{_expand_slice(slice_name or 'system.slice')}/{unit}"
     elif cgroups_path.startswith("/"):
         path = cgroups_path
@@ -225,8 +235,9 @@ def pids(directory: str) -> list[int]:
 async def remove(path: str, owner: str) -> dict[str, list[str]]:
     """Remove cgroup `path` wherever it bears the mark of `owner`, and parents of ours that became empty.
 
-    Processes still inside get `CGROUP_EMPTY_S` seconds to leave and are then moved to a parent. Answers {"removed",
-    "foreign" (there before us, left alone)}. Raises EffectError when one of ours stays. Repeatable.
+    This process leaves at once, for the root: an engine may be about to remove the parent. Others still inside get
+    `CGROUP_EMPTY_S` seconds to leave and are then moved to a parent. Answers {"removed", "foreign" (there before us, left
+    alone)}. Raises EffectError when one of ours stays. Repeatable.
     """
     ours, foreign = [], []
     for hierarchy in hierarchies():
@@ -237,12 +248,29 @@ async def remove(path: str, owner: str) -> dict[str, list[str]]:
             ours.append((directory, hierarchy))
         else:
             foreign.append(directory)
+    for directory in [each for each, _ in ours] + foreign:
+        _leave(directory, root_of(directory))
     with trio.move_on_after(limits.CGROUP_EMPTY_S):
         while any(pids(directory) for directory, _ in ours):
             await trio.sleep(limits.CGROUP_POLL_S)
     for directory, hierarchy in ours:
         await remove_marked(directory, hierarchy.point)
     return {"removed": [directory for directory, _ in ours], "foreign": foreign}
+
+
+def root_of(directory: str) -> str:
+    """The mount point of the hierarchy that a cgroup directory lies in; empty for none."""
+    return next((each.point for each in hierarchies() if directory.startswith(each.point + "/")), "")
+
+
+def _leave(directory: str, root: str) -> None:
+    """Move this process from `directory` to the root; one that does not take it (cgroups(7): in v2 a container's has only
+    children) leaves it to `_evict`."""
+    if os.getpid() in pids(directory):
+        try:
+            _write(f"{root}/{_PROCS}", str(os.getpid()))
+        except OSError:
+            pass
 
 
 async def remove_marked(directory: str, root: str) -> None:

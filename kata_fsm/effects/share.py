@@ -32,6 +32,7 @@ from kata_fsm.effects.bounded import Bounded, Enter
 from kata_fsm.effects.hypervisor import hotplug
 from kata_fsm.effects.hypervisor.qmp import Monitor
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
+from kata_fsm.effects.placement import Placement
 from kata_fsm.effects.protocols import Intent, Observed
 from kata_fsm.world import Paths
 
@@ -130,10 +131,14 @@ class _ShareHandler:
 
 
 class SharePrepare(_ShareHandler):
-    """`share.prepare`: the tree, its served view, and virtiofsd listening. No params.
+    """`share.prepare`: the tree, its served view, and virtiofsd listening, in the sandbox's cgroup. No params.
 
     Result: {"pid", "start_ticks", "boot_id", "argv", "socket", "tag"}.
     """
+
+    def __init__(self, paths: Paths, settings: HypervisorSettings, place: Placement | None = None) -> None:
+        super().__init__(paths, settings)
+        self.place = place or Placement(paths.uid, {})
 
     async def perform(self, intent: Intent) -> dict[str, Any]:
         """Make the tree and start virtiofsd; from then on QEMU can connect to `paths.virtiofsd_sock`."""
@@ -141,6 +146,7 @@ class SharePrepare(_ShareHandler):
         try:
             tree.make_directory(self.paths.logs)
             await trio.to_thread.run_sync(_remake_mounts, self.paths)
+            await self.place.enter()
             return self._start()
         except errors.EffectError:
             await self._release()

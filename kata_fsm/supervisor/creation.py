@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from kata_fsm.effects import hooks
+from kata_fsm.effects import cgroup, hooks
 from kata_fsm.errors import CallerError, WorldError
 from kata_fsm.limits import EXEC_ID_CHARS_MAX, SHIM_ATTACH_S
 from kata_fsm.machines import Cause, Pod, process
@@ -200,7 +200,11 @@ async def _get_shim(server: Server, channel: Channel, container_id: str, name: s
 
 def _need_shim(pod: Pod, container_id: str, name: str) -> Reply:
     prepared = pod.unit("container", container_id).facts
+    config = prepared.get("config", {})
+    asked = name == INIT and config.get("systemd_cgroup")
+    scope = cgroup.scope_of(str(config.get("cgroups_path"))) if asked else None
     return {
+        **({"scope": list(scope)} if scope else {}),
         "need": "shim",
         "netns": pod.network.facts.get("netns"),
         "cgroups": [each["path"] for each in prepared.get("cgroups", [])],

@@ -233,6 +233,8 @@ async def take_over(
 
     if runtime.rev:
         server.wire(runtime.pod.sandbox.facts.get("config") or {})
+        if watcher.wiring is not None:
+            await watcher.wiring.settle_in()
         end = failed_too_often(runtime)
         watcher.blind = end is not None
         await recover(runtime, processes, end=end, post_mortem=post_mortem)

@@ -13,6 +13,7 @@ from kata_fsm.effects.hypervisor.qmp import Monitor
 from kata_fsm.effects.hypervisor.settings import from_dict
 from kata_fsm.effects.network import handlers as network
 from kata_fsm.effects.network.change import NetworkChange
+from kata_fsm.effects.placement import Placement
 from kata_fsm.effects.protocols import Handler
 from kata_fsm.limits import BOOT_TIMEOUT_S
 from kata_fsm.machines.vocab import Cause
@@ -29,8 +30,9 @@ class Wiring:
         settings = from_dict(config.get("hypervisor") or {})
         boot_timeout_s = float(config.get("boot_timeout_s") or BOOT_TIMEOUT_S)
         self.monitor = Monitor(paths.qmp_sock)
-        self.launch = hypervisor.HypervisorLaunch(paths, settings, self.monitor)
-        self.prepare = share.SharePrepare(paths, settings)
+        self.place = Placement(paths.uid, config)
+        self.launch = hypervisor.HypervisorLaunch(paths, settings, self.monitor, self.place)
+        self.prepare = share.SharePrepare(paths, settings, self.place)
         self.handlers: dict[str, Handler] = {
             "hypervisor.launch": self.launch,
             "hypervisor.stop": hypervisor.HypervisorStop(paths, settings, self.monitor),
@@ -55,6 +57,10 @@ class Wiring:
             "container.discard": hooks.After(storage.ContainerDiscard(paths), "poststop"),
             "process.exec": guest.ProcessExec(link, world),
         }
+
+    async def settle_in(self) -> None:
+        """Go where a supervisor of this sandbox belongs: whoever started this one was somewhere else."""
+        await self.place.return_to()
 
     async def vm_ended(self, identity: Any) -> Cause:
         """Wait for the VMM's end; why it ended, with its last words."""

@@ -156,7 +156,7 @@ async def _remove_cgroup(trace: Trace) -> None:
     directory = trace.name
     if cgroup.owner_of(directory) != trace.uid:
         return
-    root = next((each.point for each in cgroup.hierarchies() if directory.startswith(each.point + "/")), "")
+    root = cgroup.root_of(directory)
     if root:
         await cgroup.remove_marked(directory, root)
 

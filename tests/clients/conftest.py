@@ -16,6 +16,7 @@ import pytest
 
 from kata_fsm.testing.bundle import make_rootfs
 from tests.support.containerd import Containerd
+from tests.support.cri import Cri
 from tests.support.engines import Podman, clean, installed, require_packages
 
 
@@ -56,6 +57,22 @@ def containerd(containerd_service: Containerd) -> Iterator[Containerd]:
     """containerd without containers; after the test nothing of any may be left on the host."""
     with clean(containerd_service, "default/box", containerd_service.clean_up):
         yield containerd_service
+
+
+@pytest.fixture(scope="session")
+def cri_service(rootfs: Path) -> Iterator[Cri]:
+    require_packages("containerd", "containernetworking-plugins")
+    with installed(Cri, rootfs) as cri:
+        yield cri
+
+
+@pytest.fixture
+def cri(cri_service: Cri) -> Iterator[Cri]:
+    """containerd's CRI without pods; after the test nothing of any may be left on the host, nor in its network."""
+    before = cri_service.links()
+    with clean(cri_service, cri_service.parent.strip("/"), cri_service.clean_up):
+        yield cri_service
+    assert cri_service.links() - {"kf0"} == before - {"kf0"}
 
 
 @pytest.fixture

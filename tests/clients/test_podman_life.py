@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -67,6 +68,9 @@ def test_looking_into_it(podman: Podman, box: int, tmp_path: Path) -> None:
     assert podman("top", "box", "pid").stdout.split() == ["PID", str(box)]  # the pid that stands for it on the host
     stats = json.loads(podman("stats", "--no-stream", "--format=json", "box").stdout)
     assert stats[0]["name"] == "box"
+    used, unit = re.match(r"([\d.]+)([kMG]?B) / ", stats[0]["mem_usage"]).groups()
+    assert unit in ("MB", "GB")
+    assert unit == "GB" or float(used) > 64, "the machine's, not only that of the process that stands for the container"
     (tmp_path / "in").write_text("carried in\n")
     assert not os.path.exists("/tmp/there")
     podman("cp", f"{tmp_path}/in", "box:/tmp/there")

@@ -150,6 +150,16 @@ def test_after_a_reboot_ids_are_free_and_exit_codes_are_kept(kata: Kata) -> None
     assert told["c2"]["exit_code"] == 7
 
 
+def _busy(top: Path) -> bool:
+    """Whether it, or what is in it, cannot be removed yet."""
+    try:
+        for where, _, _ in os.walk(top, topdown=False):
+            os.rmdir(where)
+    except OSError:
+        return True
+    return False
+
+
 def forget_the_host(kata: Kata) -> None:
     """What a reboot takes away without our doing: mounts, cgroups, and the run directory."""
     run = kata.base / "r"
@@ -157,10 +167,10 @@ def forget_the_host(kata: Kata) -> None:
     for point in [point for point in points if point.startswith(str(run))][::-1]:
         subprocess.run(["umount", "-l", point], check=True)
     uids = [path.name for path in (run / "sandboxes").iterdir()]
-    for hierarchy in Path("/sys/fs/cgroup").iterdir():
-        for uid in uids:
-            for where, _, _ in os.walk(hierarchy / "kata-fsm" / uid, topdown=False):
-                os.rmdir(where)
+    tops = [hierarchy / "kata-fsm" / uid for hierarchy in Path("/sys/fs/cgroup").iterdir() for uid in uids]
+    wait_until(
+        lambda: not any(_busy(top) for top in tops), "the cgroups are gone"
+    )  # a zombie is in its own until reaped
     shutil.rmtree(run)
 
 

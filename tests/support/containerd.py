@@ -17,7 +17,7 @@ from tests.support.kata import LIMIT_S, wait_until
 IMAGE = "localhost/bb:latest"
 
 
-def image_archive(rootfs: Path, archive: Path) -> None:
+def image_archive(rootfs: Path, archive: Path, *, name: str = IMAGE, command: Sequence[str] = ("sh",)) -> None:
     """An image of one layer in Docker's archive format (moby/image/spec/v1.2.md), which ctr imports."""
     work = archive.parent / "image"
     work.mkdir()
@@ -26,11 +26,11 @@ def image_archive(rootfs: Path, archive: Path) -> None:
     config = {
         "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine],
         "os": "linux",
-        "config": {"Env": [f"PATH={PATH}"], "Cmd": ["sh"]},
+        "config": {"Env": [f"PATH={PATH}"], "Cmd": list(command)},
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer}"]},
     }
     (work / "config.json").write_text(json.dumps(config))
-    manifest = [{"Config": "config.json", "RepoTags": [IMAGE], "Layers": ["layer.tar"]}]
+    manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
     (work / "manifest.json").write_text(json.dumps(manifest))
     with tarfile.open(archive, "w") as tar:
         for name in ("manifest.json", "config.json", "layer.tar"):
@@ -43,18 +43,28 @@ class Containerd(Engine):
     def __init__(self, base: Path, rootfs: Path) -> None:
         super().__init__(base, rootfs)
         settings = base / "config.toml"
-        settings.write_text(
-            f'version = 2\nroot = "{base}/cr"\nstate = "{base}/cs"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-            f'[grpc]\naddress = "{base}/c.sock"\n'
-            f'[plugins."io.containerd.internal.v1.opt"]\npath = "{base}/opt"\n'
-        )
-        with (base / "containerd.log").open("wb") as log:
-            self.daemon = subprocess.Popen(
-                ["/usr/bin/containerd", "-c", str(settings)], env=self.env, stdout=log, stderr=log
-            )
-        wait_until(lambda: self("version", check=False).returncode == 0, "containerd answers")
+        settings.write_text(self.settings())
+        self.start(settings)
         image_archive(rootfs, base / "image.tar")
         self("image", "import", "--snapshotter=native", str(base / "image.tar"))
+
+    def start(self, settings: Path) -> None:
+        """Start the daemon and wait until it answers."""
+        with (self.base / "containerd.log").open("ab") as log:
+            self.daemon = subprocess.Popen(self.daemon_argv(settings), env=self.env, stdout=log, stderr=log)
+        wait_until(lambda: self("version", check=False).returncode == 0, "containerd answers")
+
+    def settings(self) -> str:
+        """containerd's configuration."""
+        return (
+            f'version = 2\nroot = "{self.base}/cr"\nstate = "{self.base}/cs"\n'
+            f'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "{self.base}/c.sock"\n'
+            f'[plugins."io.containerd.internal.v1.opt"]\npath = "{self.base}/opt"\n'
+        )
+
+    def daemon_argv(self, settings: Path) -> list[str]:
+        """How the daemon is started."""
+        return ["/usr/bin/containerd", "-c", str(settings)]
 
     def command(self, *args: str) -> list[str]:
         """ctr with the private socket."""

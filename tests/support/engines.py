@@ -203,6 +203,8 @@ def clean(engine: Engine, word: str, tidy: Callable[[], None]) -> Iterator[None]
     left: list[str] = []
 
     def is_clean() -> bool:
+        if hasattr(engine, "daemon"):
+            running.add(engine.daemon.pid)  # a test may have started it anew
         left[:] = [each for each in leaks(engine.kata, traces, before) if not _is_elsewhere(each, running)]
         left.extend(f"cgroup {path}" for path in _cgroups_named(word) - cgroups)
         return not left

@@ -14,7 +14,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "engines.md"
-TITLES = {"podman": "podman", "containerd": "containerd (`ctr`, through its runc shim)"}
+TITLES = {
+    "podman": "podman",
+    "containerd": "containerd (`ctr`, through its runc shim)",
+    "cri": "Kubernetes' CRI (containerd's plugin, through its runc shim)",
+}
 
 _HEAD = """# Container engines
 
@@ -36,6 +40,10 @@ _IMPOSSIBLE = """
 | id-mapped mounts | the share does not map ids | refused, by name |
 | seccomp's user notification to a listener on the host | the listener cannot serve another kernel | refused, by name |
 | sockets of the host in a volume | connecting would need the same kernel | a warning; files beside them work |
+| port-forward of the CRI | containerd calls `localhost` in the pod's network namespace on the host; the pod listens in the \
+guest | refused; the pod's address works |
+| `crictl stats` of a pod's containers | containerd's shim reads cgroups of the host, and the guest's processes are not in \
+them | each shows its shim; the pod's own (`statsp`) shows the machine, `kata-fsm events --stats ID` the container |
 | `podman cp` with a tmpfs of the container | it is in the guest's memory | reaches the directory below it |
 | `podman top` without options | podman reads processes of the host | shows the one that stands for the container |
 | &nbsp; | | `podman top ID -ef` shows the guest's |

@@ -28,6 +28,7 @@ FLOORS: dict[str, int] = {
     "kata_fsm.control": 0,  # frames between verbs, shims and supervisors
     "kata_fsm.spawn": 0,  # starting a supervisor
     "kata_fsm.system_log": 0,
+    "kata_fsm.systemd": 0,  # asking it for a scope
     "kata_fsm.machines": 1,
     "kata_fsm.projections": 2,
     "kata_fsm.snapshots": 2,

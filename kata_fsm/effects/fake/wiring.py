@@ -142,6 +142,9 @@ class FakeWiring:
         }
         self.handlers: dict[str, Handler] = {kind: Faulty(kind, handler, doomed) for kind, handler in made.items()}
 
+    async def settle_in(self) -> None:
+        """There are no cgroups in this world."""
+
     async def vm_ended(self, identity: Identity) -> Cause:
         """Wait for QEMU's end. Its starter knows the wait status; others what the console and the monitor told."""
         known = self.host.alive(identity)

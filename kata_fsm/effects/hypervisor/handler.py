@@ -20,6 +20,7 @@ from kata_fsm.effects.bounded import Bounded
 from kata_fsm.effects.hypervisor import argv, host, image, kvm, watch
 from kata_fsm.effects.hypervisor.qmp import Monitor
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings, from_dict
+from kata_fsm.effects.placement import Placement
 from kata_fsm.effects.protocols import Intent, Observed
 from kata_fsm.world import Paths
 
@@ -60,12 +61,19 @@ class _Hypervisor:
 
 
 class HypervisorLaunch(_Hypervisor):
-    """`hypervisor.launch`: starts QEMU and waits until its monitor answers.
+    """`hypervisor.launch`: starts QEMU, in the sandbox's cgroup, and waits until its monitor answers.
 
     Params: {"sandbox": id, "settings": dict of HypervisorSettings (optional: those given to the handler)}.
-    Result: {"pid", "start_ticks", "boot_id", "argv": [...], "argv_sha256", "accel", "kernel", "warning": str if any}.
+    Result: {"pid", "start_ticks", "boot_id", "argv": [...], "argv_sha256", "accel", "kernel", "cgroups": [directories],
+    "warning": str if any}.
     Phases of failure: settings, image, memory, disk, accel, spawn, start, qmp; with QEMU's last words.
     """
+
+    def __init__(
+        self, paths: Paths, settings: HypervisorSettings, monitor: Monitor, place: Placement | None = None
+    ) -> None:
+        super().__init__(paths, settings, monitor)
+        self.place = place or Placement(paths.uid, {})
 
     def _settings(self, params: Mapping[str, Any]) -> HypervisorSettings:
         return from_dict(params["settings"]) if params.get("settings") else self.settings
@@ -87,6 +95,7 @@ class HypervisorLaunch(_Hypervisor):
         self._remove_files()
         for log in (self.paths.console_log, self.paths.qemu_log):
             tree.write_file(log, "")
+        cgroups = await self.place.enter()
         line = argv.build(settings, self.paths, guest, choice.accel, str(intent.params.get("sandbox", "")))
         identity = process.spawn(line, log_path=self.paths.qemu_log)
         try:
@@ -97,7 +106,7 @@ class HypervisorLaunch(_Hypervisor):
                 self._remove_files()
             raise
         extra = {"warning": choice.warning} if choice.warning else {}
-        return self._result(identity, line, {"kernel": guest.kernel_version, **extra})
+        return self._result(identity, line, {"kernel": guest.kernel_version, "cgroups": cgroups, **extra})
 
     def _result(self, identity: process.Identity, line: list[str], extra: dict[str, Any]) -> dict[str, Any]:
         accel = "kvm" if "kvm" in line else "tcg"

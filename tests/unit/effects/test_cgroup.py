@@ -76,3 +76,20 @@ async def test_a_shared_parent_goes_with_its_last_child(place):
     assert all(os.path.isdir(point + parent) for point in points)
     await cgroup.remove(parent + "/b", "b")
     assert not any(os.path.exists(point + parent) for point in points)
+
+
+@pytest.mark.parametrize(
+    ("given", "scope"),
+    [
+        ("a-b.slice:kf:box", ("a-b.slice", "kf-box.scope")),
+        (":kf:box", ("system.slice", "kf-box.scope")),
+        ("a.slice::box", ("a.slice", "box.scope")),
+        ("a.slice::b.slice", None),
+        ("/a/b:c:d", None),
+        ("", None),
+    ],
+)
+def test_the_scope_that_systemd_is_asked_for(given: str, scope: tuple[str, str] | None) -> None:
+    assert cgroup.scope_of(given) == scope
+    if scope:
+        assert cgroup.resolve(given, "box", "u").endswith("/" + "/".join([scope[0], scope[1]]))

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Goal: a kubelet's calls, served by containerd with the command as its runtime: a pod is one virtual machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.support.cri import Container, Cri, exit_code, messages
+from tests.support.kata import exists, wait_until
+from tests.support.websocket import RESIZE, STDERR, STDIN, STDOUT
+
+SLEEP = ("sleep", "1000")
+MACHINE_BYTES = 64 << 20  # less than any machine that has booted holds
+MACHINE_NS = 500_000_000  # and less processor time than its boot takes
+BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
+
+
+def feature(*names: str, refused: bool = False) -> pytest.MarkDecorator:
+    return pytest.mark.feature("cri", *names, refused=refused)
+
+
+def machines(cri: Cri) -> int:
+    return len(cri.kata.processes("qemu-system"))
+
+
+@feature("pod: one virtual machine", "init containers", "exec sync", "exec sync: exit code", "logs", "host name")
+def test_a_pod_is_one_machine(cri: Cri) -> None:
+    pod = cri.pod("one")
+    (pod.logs / "given").write_text("of the host\n")
+    shared = messages().Mount(container_path="/shared", host_path=str(pod.logs))
+    for number in (1, 2):
+        first = pod.run(f"init{number}", "sh", "-c", f"echo init {number} | tee -a /shared/order", mounts=[shared])
+        assert first.wait() == 0
+        assert first.lines() == [("stdout", f"init {number}")]
+    script = "cat /shared/given; echo to-stderr >&2; printf half; exec sleep 1000"
+    main = pod.run("main", "sh", "-c", script, mounts=[shared])
+    side = pod.run("side", *SLEEP)
+    assert machines(cri) == 1
+    assert main.shell(BOOT_ID) == side.shell(BOOT_ID)
+    assert main.shell("uname -r") != os.uname().release + "\n"
+    assert main.shell("cat /shared/order") == "init 1\ninit 2\n"
+    assert side.shell("hostname") == "one\n"
+    assert side.exec("sh", "-c", "echo out; echo err >&2; exit 5") == (5, "out\n", "err\n")
+    main.stop()
+    wanted = {("stdout", "of the host"), ("stderr", "to-stderr"), ("stdout", "half")}
+    wait_until(lambda: set(main.lines()) == wanted, f"the log holds {wanted}")
+    failed = pod.create("bad", "/no/such")
+    assert "/no/such" in failed.refused_start()
+
+
+@feature("container stop", "container stop: killed after its time", "container rm", "restart in a living pod")
+def test_a_container_is_restarted_in_its_pod(cri: Cri) -> None:
+    pod = cri.pod("again")
+    side = pod.run("side", *SLEEP)
+    boot = side.shell(BOOT_ID)
+    crashed = pod.run("main", "sh", "-c", "exit 3")
+    assert crashed.wait() == 3
+    crashed.remove()
+    polite = pod.run("main", "sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.1; done", attempt=1)
+    polite.stop(60)
+    assert polite.wait() == 7
+    deaf = pod.run("main", "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done", attempt=2)
+    deaf.stop(1)
+    assert deaf.wait() == 137
+    for each in (polite, deaf):
+        each.remove()
+    assert pod.run("main", *SLEEP, attempt=3).shell(BOOT_ID) == boot
+    assert machines(cri) == 1
+
+
+@feature("pod stop", "pod rm")
+def test_a_pod_ends(cri: Cri) -> None:
+    pod = cri.pod("ends")
+    main = pod.run("main", *SLEEP)
+    pod.stop()
+    assert pod.status().state == messages().SANDBOX_NOTREADY
+    assert main.wait() == 137
+    wait_until(lambda: not machines(cri), "the machine is gone")
+    pod.remove()
+    again = cri.pod("ends")
+    again.run("main", *SLEEP)
+    again.stop()
+    again.remove()
+
+
+@feature("exec", "exec: exit code", "exec --tty", "exec --tty: size", "attach", "attach --tty")
+def test_streams(cri: Cri) -> None:
+    pod = cri.pod("streams")
+    echo = pod.run("echo", "sh", "-c", "while read line; do echo got $line; echo err $line >&2; done", stdin=True)
+    shell = pod.run("shell", "sh", stdin=True, tty=True)
+
+    plain = echo.exec_streams("sh", "-c", "read line; echo out $line; echo err >&2; exit 4")
+    plain.send(STDIN, b"words\n")
+    assert exit_code(plain) == 4
+    assert (plain.received[STDOUT], plain.received[STDERR]) == (b"out words\n", b"err\n")
+    big = echo.exec_streams("dd", "if=/dev/zero", "bs=64k", "count=80")
+    assert exit_code(big) == 0
+    assert len(big.received[STDOUT]) == 80 << 16
+
+    typed = echo.exec_streams("sh", tty=True)
+    typed.read_until(STDOUT, b"# ")
+    typed.send(RESIZE, b'{"Width":91,"Height":29}')
+    typed.send(STDIN, b"while [ \"$(stty size)\" != '29 91' ]; do sleep 0.1; done; tty; exit 6\n")
+    typed.read_until(STDOUT, b"/dev/pts/")
+    assert exit_code(typed) == 6
+
+    with closing(echo.attach()) as attached:
+        attached.send(STDIN, b"one\n")
+        attached.read_until(STDOUT, b"got one\n")
+        attached.read_until(STDERR, b"err one\n")
+    with closing(echo.attach()) as attached:  # one that went away has not ended it
+        attached.send(STDIN, b"two\n")
+        attached.read_until(STDOUT, b"got two\n")
+    with closing(shell.attach(tty=True)) as attached:
+        attached.send(STDIN, b"echo $((6 * 7)); exit 8\n")
+        attached.read_until(STDOUT, b"42")
+        attached.read_all()
+    assert shell.wait() == 8
+    assert ("stdout", "got two") in echo.lines()
+
+
+@feature("shared pid namespace", "pid namespace of another container")
+def test_a_shared_pid_namespace(cri: Cri) -> None:
+    pod = cri.pod("pids", shared_pids=True)
+    one = pod.run("one", "sleep", "4321")
+    two = pod.run("two", *SLEEP)
+    seen = two.shell("ps -o pid,args")
+    assert "sleep 4321" in seen
+    assert re.search("^ *1 sleep 1000000000$", seen, re.MULTILINE)  # the pod's own, whose end would be everybody's
+    one.stop()
+    one.remove()
+    again = pod.run("one", *SLEEP, attempt=1)
+    assert "sleep 1000000000" in again.shell("ps -o args")
+    assert two.status().state == messages().CONTAINER_RUNNING
+    private = cri.pod("private")
+    one = private.run("one", "sleep", "4321")
+    assert "sleep 4321" not in private.run("two", *SLEEP).shell("ps -o args")
+    debugging = private.run("debug", *SLEEP, looks_into=one)
+    assert re.search("^ *1 sleep 4321$", debugging.shell("ps -o pid,args"), re.MULTILINE)
+
+
+def limit(container: Container, name: str) -> str:
+    """A limit that the guest's kernel keeps for a container, as the container sees it."""
+    return container.shell(f"cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/{name}").strip()
+
+
+@feature("limits", "update of limits", "stats of a container", "stats of a pod")
+def test_limits_and_stats(cri: Cri) -> None:
+    pod = cri.pod("limits")
+    main = pod.run("main", *SLEEP, limits={"memory_limit_in_bytes": 64 << 20, "cpu_quota": 50000, "cpu_period": 100000})
+    assert limit(main, "memory.max") == str(64 << 20)
+    main.update(memory_limit_in_bytes=96 << 20, cpu_quota=70000, cpu_period=100000)
+    assert limit(main, "memory.max") == str(96 << 20)
+    assert limit(main, "cpu.max") == "70000 100000"
+    stats = main.stats()
+    assert stats.memory.working_set_bytes.value > 0
+    (qemu,) = cri.kata.processes("qemu-system")
+    assert f"{cri.parent}/limits/{pod.id}" in Path(f"/proc/{qemu}/cgroup").read_text()
+    whole = pod.stats()
+    assert [each.attributes.id for each in whole.containers] == [main.id]
+    assert whole.memory.working_set_bytes.value > MACHINE_BYTES
+    assert whole.cpu.usage_core_nano_seconds.value > MACHINE_NS
+    assert whole.network.default_interface.name == "eth0"
+
+
+@feature("network: between pods", "network: from the host", "network: the pod's address")
+def test_pods_reach_each_other(cri: Cri) -> None:
+    script = "mkdir -p /tmp/www; echo served >/tmp/www/index.html; exec httpd -f -p 8000 -h /tmp/www"
+    server, client = cri.pod("server"), cri.pod("client")
+    served = server.run("web", "sh", "-c", script)
+    asking = client.run("main", *SLEEP)
+    address = server.status().network.ip
+    assert re.match(r"10\.213\.0\.\d+\Z", address)
+    assert f"inet {address}/24" in served.shell("ip -4 addr show eth0")
+    assert "1 packets received" in asking.shell(f"ping -c 1 -w 30 {address}")
+    wait_until(lambda: asking.exec("wget", "-q", "-O-", f"http://{address}:8000/")[1] == "served\n", "it is served")
+    with closing(cri.connect(address, 8000)) as asked:
+        asked.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert b" 200 OK" in asked.recv(4096)
+
+
+@feature("port-forward", refused=True)
+def test_no_port_is_forwarded(cri: Cri) -> None:
+    pod = cri.pod("forward")
+    pod.run("web", "httpd", "-f", "-p", "8000")
+    with closing(pod.forward(8000)) as forwarded:
+        forwarded.read_until(1, b"refused")  # channel 0 carries the port's data, 1 what went wrong
+
+
+@feature("recovery: supervisor killed", "recovery: containerd restarted")
+def test_recovery(cri: Cri) -> None:
+    pod = cri.pod("kills")
+    main = pod.run("main", "sh", "-c", "while ! [ -e /tmp/end ]; do sleep 0.1; done; echo over; exit 9")
+    (supervisor,) = cri.kata.processes(" supervisor ", pod.id)
+    os.kill(supervisor, signal.SIGKILL)
+    wait_until(lambda: not exists(supervisor), "the supervisor is gone")  # what it was asked before, it fails
+    assert main.shell("echo alive") == "alive\n"
+    cri.restart()
+    assert main.shell("touch /tmp/end; echo still") == "still\n"
+    assert main.wait() == 9
+    assert main.lines() == [("stdout", "over")]
