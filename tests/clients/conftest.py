@@ -16,7 +16,8 @@ import pytest
 
 from kata_fsm.testing.bundle import make_rootfs
 from tests.support.containerd import Containerd
-from tests.support.engines import Podman, clean, installed, require_packages
+from tests.support.docker import Docker
+from tests.support.engines import Podman, clean, enclosed, installed, require_packages
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,6 +46,20 @@ def podman(podman_service: Podman) -> Iterator[Podman]:
 
 
 @pytest.fixture(scope="session")
+def podman_net_service(rootfs: Path) -> Iterator[Podman]:
+    require_packages("podman", "conmon", "netavark", "aardvark-dns", "iptables")
+    with enclosed(Podman, rootfs) as podman:
+        yield podman
+
+
+@pytest.fixture
+def podman_net(podman_net_service: Podman) -> Iterator[Podman]:
+    """podman with networks, on a host of its own; after the test nothing of any may be left there."""
+    with clean(podman_net_service, "libpod-", podman_net_service.clean_up):
+        yield podman_net_service
+
+
+@pytest.fixture(scope="session")
 def containerd_service(rootfs: Path) -> Iterator[Containerd]:
     require_packages("containerd")
     with installed(Containerd, rootfs) as containerd:
@@ -56,6 +71,20 @@ def containerd(containerd_service: Containerd) -> Iterator[Containerd]:
     """containerd without containers; after the test nothing of any may be left on the host."""
     with clean(containerd_service, "default/box", containerd_service.clean_up):
         yield containerd_service
+
+
+@pytest.fixture(scope="session")
+def docker_service(rootfs: Path) -> Iterator[Docker]:
+    require_packages("docker.io", "iptables")
+    with enclosed(Docker, rootfs) as docker:
+        yield docker
+
+
+@pytest.fixture
+def docker(docker_service: Docker) -> Iterator[Docker]:
+    """dockerd without containers; after the test nothing of any may be left on its host."""
+    with clean(docker_service, f"/{docker_service.cgroup}/", docker_service.clean_up):
+        yield docker_service
 
 
 @pytest.fixture
