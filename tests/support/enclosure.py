@@ -28,7 +28,8 @@ def _hold(options: list[str], script: str) -> subprocess.Popen[bytes]:
 class Enclosure:
     """Network and mount namespaces of their own: an empty /run, `lo`, and a wire to another host, `outside`.
 
-    The file system is the host's otherwise. The wire carries IPv4 and IPv6: `HERE_*` are the enclosure's addresses on it.
+    The file system is the host's otherwise, but for /etc/resolv.conf, which names that other host. The wire carries IPv4
+    and IPv6: `HERE_*` are the enclosure's addresses on it.
     """
 
     def __init__(self) -> None:
@@ -40,8 +41,13 @@ class Enclosure:
             f"ip addr add {HERE_V6}/64 dev wire nodad",
             "ip link set wire up",
         ]
-        options = ["--net", "--mount", "--propagation=private"]
-        self._holder = _hold(options, "; ".join(["mount -t tmpfs tmpfs /run", "mkdir /run/lock", lo, *wire]))
+        files = [
+            "mount -t tmpfs tmpfs /run",
+            "mkdir /run/lock",
+            f"echo nameserver {OUTSIDE_V4} >/run/resolv.conf",
+            "mount --bind /run/resolv.conf /etc/resolv.conf",
+        ]
+        self._holder = _hold(["--net", "--mount", "--propagation=private"], "; ".join([*files, lo, *wire]))
         other = f"ip addr add {OUTSIDE_V4}/24 dev wire; ip addr add {OUTSIDE_V6}/64 dev wire nodad; ip link set wire up"
         subprocess.run(["nsenter", f"--net={self.outside}", "sh", "-e", "-c", other], check=True)
 

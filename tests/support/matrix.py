@@ -14,7 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "engines.md"
-TITLES = {"podman": "podman", "containerd": "containerd (`ctr`, through its runc shim)"}
+TITLES = {"podman": "podman", "docker": "Docker", "containerd": "containerd (`ctr`, through its runc shim)"}
 
 _HEAD = """# Container engines
 
