@@ -180,3 +180,15 @@ def test_what_watches_it_is_killed(docker: Docker) -> None:
     wait_until(lambda: not docker.kata.processes("qemu-system"), "containerd has it deleted, and the machine is gone")
     wait_until(lambda: docker.inspect("box")["State"]["Status"] == "exited", "dockerd knows")
     docker("rm", "box")
+
+
+@feature("recovery: dockerd killed")
+def test_dockerd_is_killed(docker: Docker) -> None:
+    """Without `live-restore` the next dockerd ends what ran, and starts anew what is to be kept running."""
+    docker.run("-d", "--name=kept", "--restart=always", command=SLEEP)
+    wait_until(lambda: times_up(docker, "kept") == 1, "it runs")
+    docker.kill_and_start_again()
+    wait_until(lambda: times_up(docker, "kept") == 2, "it runs again")
+    assert docker("exec", "kept", "sh", "-c", "ip -o -4 addr show eth0").stdout.split()[3].startswith("10.92.0.")
+    assert len(docker.kata.processes("qemu-system")) == 1
+    docker("rm", "-f", "kept")

@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.support.enclosure import Enclosure
 from tests.support.engines import PATH, Engine
 from tests.support.kata import LIMIT_S, wait_until
 
 IMAGE = "bb:latest"
+_UP_S = 60.0  # a start with a container to be ended and made again takes about 30 s under emulation
 
 
 class Docker(Engine):
@@ -22,13 +26,10 @@ class Docker(Engine):
     def __init__(self, base: Path, rootfs: Path, enclosure: Enclosure) -> None:
         super().__init__(base, rootfs, enclosure)
         self.cgroup = base.name
-        settings = base / "daemon.json"
-        settings.write_text(json.dumps(self._settings()))
-        argv = [*self.prefix, "/usr/sbin/dockerd", f"--config-file={settings}"]
-        with (base / "dockerd.log").open("wb") as log:
-            self.daemon = subprocess.Popen(argv, env=self.env, stdout=log, stderr=log)
+        (base / "daemon.json").write_text(json.dumps(self._settings()))
+        self.daemon = self._start()
         try:
-            wait_until(lambda: self("version", check=False).returncode == 0, "dockerd answers")
+            self._await_answer()
             archive = base / "image.tar"
             subprocess.run(["tar", "-C", str(rootfs), "-cf", str(archive), "."], check=True)
             self("import", '--change=CMD ["sh"]', f"--change=ENV PATH={PATH}", str(archive), IMAGE)
@@ -36,6 +37,27 @@ class Docker(Engine):
         except BaseException:
             self.close()
             raise
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        argv = [*self.prefix, "/usr/sbin/dockerd", f"--config-file={self.base}/daemon.json"]
+        with (self.base / "dockerd.log").open("ab") as log:
+            return subprocess.Popen(argv, env=self.env, stdout=log, stderr=log)
+
+    def _await_answer(self) -> None:
+        try:
+            wait_until(lambda: self("version", check=False).returncode == 0, "dockerd answers", _UP_S)
+        except pytest.fail.Exception:
+            pytest.fail(f"dockerd does not answer:\n{self.log()[-5000:]}")
+
+    def kill_and_start_again(self) -> None:
+        """dockerd is killed, and its containerd with it (by its death signal); then it is started again."""
+        containerd = (self.base / "dx" / "containerd" / "containerd.pid").read_text().strip()
+        self.daemon.kill()
+        self.daemon.wait()
+        # The next dockerd would wait in vain for one that has ended and is not yet reaped.
+        wait_until(lambda: not os.path.exists(f"/proc/{containerd}"), "its containerd is reaped")
+        self.daemon = self._start()
+        self._await_answer()
 
     def _settings(self) -> dict[str, Any]:
         """daemon.json. Published ports and masquerading of IPv6 are experimental in Docker 20.10."""
@@ -72,6 +94,11 @@ class Docker(Engine):
     def log(self) -> str:
         """What the daemon said."""
         return (self.base / "dockerd.log").read_text(errors="replace")
+
+    def keeps(self, leak: str) -> bool:
+        """dockerd's hold on its host's network, made at first use; itself and its containerd, when started again."""
+        words = ("/dx/netns/default", "/dx/libnetwork/", "/usr/sbin/dockerd", "/dx/containerd/containerd.toml")
+        return any(word in leak for word in words)
 
     def clean_up(self) -> None:
         """Remove whatever a test left."""
