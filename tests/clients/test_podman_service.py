@@ -24,15 +24,13 @@ def times_up(podman: Podman, name: str) -> int:
     return podman("logs", name, check=False).stdout.count("up\n")
 
 
-def kill_machine(podman_net: Podman) -> None:
-    podman = podman_net
+def kill_machine(podman: Podman) -> None:
     (machine,) = podman.kata.processes("qemu-system")
     os.kill(machine, signal.SIGKILL)
 
 
 @feature("--restart on-failure:N", "--restart always", "--restart: machine killed")
-def test_restart_policies(podman_net: Podman) -> None:
-    podman = podman_net
+def test_restart_policies(podman: Podman) -> None:
     podman.run("-d", "--name=fails", "--restart=on-failure:1", command=["sh", "-c", "echo up; exit 3"])
     wait_until(
         lambda: podman.inspect("fails")["RestartCount"] == 1 and podman.inspect("fails")["State"]["Status"] == "exited",
@@ -50,8 +48,7 @@ def test_restart_policies(podman_net: Podman) -> None:
 
 
 @feature("healthcheck run", "--health-cmd")
-def test_health(podman_net: Podman) -> None:
-    podman = podman_net
+def test_health(podman: Podman) -> None:
     health = ("--health-cmd=test -e /well", "--health-interval=disable", "--health-retries=1")
     podman.run("-d", "--name=box", *health, command=SLEEP)
     done = podman("healthcheck", "run", "box", check=False)
@@ -64,8 +61,7 @@ def test_health(podman_net: Podman) -> None:
 
 
 @feature("generate systemd", "generate systemd: machine killed")
-def test_unit_that_starts_a_container(podman_net: Podman) -> None:
-    podman = podman_net
+def test_unit_that_starts_a_container(podman: Podman) -> None:
     podman("create", "--name=web", "--network=none", IMAGE, *SLEEP)
     unit = Unit(podman, podman("generate", "systemd", "--name", "--stop-timeout=0", "web").stdout)
     conmon = unit.start()
@@ -82,8 +78,7 @@ def test_unit_that_starts_a_container(podman_net: Podman) -> None:
 
 
 @feature("generate systemd --new", "generate systemd --new: conmon killed")
-def test_unit_that_makes_a_container(podman_net: Podman) -> None:
-    podman = podman_net
+def test_unit_that_makes_a_container(podman: Podman) -> None:
     podman("create", "--name=web", "--network=none", IMAGE, *SLEEP)
     unit = Unit(podman, podman("generate", "systemd", "--new", "--name", "--stop-timeout=0", "web").stdout)
     podman("rm", "web")

@@ -81,7 +81,7 @@ def bringer(*commands: str) -> dict[str, Any]:
 
 
 def test_what_one_puts_into_the_namespace_is_the_guests(kata: Kata) -> None:
-    brought = ("link add eth7 type dummy", "addr add 192.0.2.7/24 dev eth7", "link set eth7 up")
+    brought = ("link add eth7 type veth peer name peer7", "addr add 192.0.2.7/24 dev eth7", "link set eth7 up")
     bundle = kata.bundle("b", "/bin/sh", "-c", "ip addr show eth7 >/had", hooks={"prestart": [bringer(*brought)]})
     kata.detached("c1", bundle)
     wait_until(lambda: kata.status("c1") == "stopped", "the container has ended")

@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.support.enclosure import Enclosure
 from tests.support.engines import PATH, Engine
 from tests.support.kata import LIMIT_S, wait_until
 
@@ -40,8 +41,8 @@ def image_archive(rootfs: Path, archive: Path) -> None:
 class Containerd(Engine):
     """The daemon, started by us and ended by `close`."""
 
-    def __init__(self, base: Path, rootfs: Path) -> None:
-        super().__init__(base, rootfs)
+    def __init__(self, base: Path, rootfs: Path, enclosure: Enclosure | None = None) -> None:
+        super().__init__(base, rootfs, enclosure)
         settings = base / "config.toml"
         settings.write_text(
             f'version = 2\nroot = "{base}/cr"\nstate = "{base}/cs"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
@@ -50,7 +51,7 @@ class Containerd(Engine):
         )
         with (base / "containerd.log").open("wb") as log:
             self.daemon = subprocess.Popen(
-                ["/usr/bin/containerd", "-c", str(settings)], env=self.env, stdout=log, stderr=log
+                [*self.prefix, "/usr/bin/containerd", "-c", str(settings)], env=self.env, stdout=log, stderr=log
             )
         wait_until(lambda: self("version", check=False).returncode == 0, "containerd answers")
         image_archive(rootfs, base / "image.tar")
