@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import cold, inside, journal, memory, network, phases, reading, stdout
+from bench import cold, inside, journal, memory, network, phases, podman, reading, stdout
 from bench.kit import BenchError, Kit, machine
 from bench.report import Report, render
 
@@ -21,6 +21,7 @@ RUN: dict[str, tuple[Callable[[Kit, int], Report], int]] = {
     "memory": (memory.run, memory.RUNS),
     "network": (network.run, network.RUNS),
     "stdout": (stdout.run, stdout.RUNS),
+    "podman": (podman.run, podman.RUNS),
 }
 
 

@@ -79,23 +79,28 @@ class Kit:
         return [str(COMMAND), *args]
 
     def verb(self, *args: str, check: bool = True) -> Ran:
-        """Run a verb to its end. Its output goes to a file, which the shim of a container may keep."""
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            started = now_ns()
-            command = subprocess.Popen(self.argv(*args), env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-            code = ended_code(command)
-            ended = now_ns()
-            out.seek(0)
-            err.seek(0)
-            if check and code:
-                said = err.read().decode(errors="replace")
-                raise BenchError(f"`kata-fsm {' '.join(args)}` exited {code}: {said}")
-            return Ran((ended - started) / 1e9, started, ended, out.read())
+        """Run a verb to its end."""
+        return timed(self.argv(*args), self.env, check=check)
 
     def delete(self, *names: str) -> None:
         """Delete containers by force."""
         for name in names:
             self.verb("delete", "--force", name)
+
+
+def timed(argv: Sequence[str], env: dict[str, str], *, check: bool = True) -> Ran:
+    """Run a command to its end. Its output goes to a file, which what it leaves behind may keep open."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        started = now_ns()
+        command = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        code = ended_code(command)
+        ended = now_ns()
+        out.seek(0)
+        err.seek(0)
+        if check and code:
+            said = err.read().decode(errors="replace")
+            raise BenchError(f"`{' '.join(argv)}` exited {code}: {said}")
+        return Ran((ended - started) / 1e9, started, ended, out.read())
 
 
 def ended_code(command: subprocess.Popen[bytes]) -> int:

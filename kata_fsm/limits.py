@@ -129,6 +129,12 @@ QMP_RECONNECT_S = 1.0
 # A namespace's routes and neighbours are recorded with its sandbox: a record holds 1 MiB, an entry some 150 bytes.
 NETWORK_ENTRIES_MAX = 1024
 
+# Names on Docker's networks. dockerd answers what it knows within milliseconds; who hears nothing asks again after 5 s
+# (resolv.conf(5)).
+NAME_SILENCE_S = 1.0
+NAME_ANSWER_S = 2.0
+NAME_QUESTIONS_MAX = 32  # asked at once for one sandbox
+
 # Lines to the host's log by one process: a supervisor whose guest misbehaves must not fill it.
 SYSTEM_LOG_LINES_MAX = 200
 SYSTEM_LOG_WINDOW_S = 30.0

@@ -53,10 +53,12 @@ METHODS: dict[str, dict[str, tuple[str, str]]] = {
         "WriteStdin": ("grpc.WriteStreamRequest", "grpc.WriteStreamResponse"),
     },
     "katafsm.Extension": {
+        "GiveAnswer": ("katafsm.GiveAnswerRequest", "google.protobuf.Empty"),
         "ListPids": ("katafsm.ListPidsRequest", "katafsm.ListPidsResponse"),
         "QueryState": ("google.protobuf.Empty", "katafsm.QueryStateResponse"),
         "ReadStream": ("katafsm.ReadStreamRequest", "katafsm.ReadStreamResponse"),
         "RunPs": ("katafsm.RunPsRequest", "katafsm.RunPsResponse"),
+        "TakeQuestion": ("katafsm.TakeQuestionRequest", "katafsm.TakeQuestionResponse"),
         "WaitProcess2": ("katafsm.WaitProcess2Request", "katafsm.WaitProcess2Response"),
         "WriteStream": ("katafsm.WriteStreamRequest", "katafsm.WriteStreamResponse"),
     },

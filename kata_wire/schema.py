@@ -541,6 +541,10 @@ MESSAGES: dict[str, tuple[tuple[int, str, str, str, str], ...]] = {
         (3, "init_pid", "uint32", "", ""),
         (4, "processes", "message", "repeated", "katafsm.ProcessState"),
     ),
+    "katafsm.GiveAnswerRequest": (
+        (1, "number", "uint32", "", ""),
+        (2, "data", "bytes", "", ""),
+    ),
     "katafsm.ListPidsRequest": ((1, "container_id", "string", "", ""),),
     "katafsm.ListPidsResponse": ((1, "pids", "uint32", "repeated", ""),),
     "katafsm.ProcessState": (
@@ -582,6 +586,11 @@ MESSAGES: dict[str, tuple[tuple[int, str, str, str, str], ...]] = {
         (1, "stdout", "bytes", "", ""),
         (2, "stderr", "bytes", "", ""),
         (3, "status", "int32", "", ""),
+    ),
+    "katafsm.TakeQuestionRequest": ((1, "address", "string", "", ""),),
+    "katafsm.TakeQuestionResponse": (
+        (1, "number", "uint32", "", ""),
+        (2, "data", "bytes", "", ""),
     ),
     "katafsm.WaitProcess2Request": (
         (1, "container_id", "string", "", ""),

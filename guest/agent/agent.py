@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .containers import Container
     from .processes import Process
+    from .rpc_names import Questions
 
 _OOM_EVENTS_MAX = 1024  # kept for a host that does not ask
 
@@ -43,6 +44,7 @@ class Agent:
         self._pid_leader: Container | None = None  # whose process namespace the sandbox's containers share
         self.oom_events: list[str] = []  # container ids, oldest first
         self.oom_changed = Notice()
+        self.questions: Questions | None = None  # since the host first asked for one
         self._serial = 0
 
     def container(self, container_id: str) -> Container:

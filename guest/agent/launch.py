@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from _socket import AF_UNIX, SCM_RIGHTS, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET, socket
+from errno import EACCES, ENOENT
 from fcntl import F_SETPIPE_SZ, fcntl
 from time import monotonic
 
@@ -191,5 +192,13 @@ def _finish(child: Child, verb: str, log: str) -> Generator[Wait, bool, None]:
             raise RpcError(DEADLINE_EXCEEDED, f"`crun {verb}` took longer than `{_CRUN_TIMEOUT_S:.0f}` s")
         yield child.changed.wait(left_s)
     if child.exit.status:
-        words = " ".join(files.read_or(log, "").split())[-_LOG_CHARS_MAX:]
+        words = _in_lower_case(" ".join(files.read_or(log, "").split())[-_LOG_CHARS_MAX:])
         raise internal(f"crun {verb}: {words or f'ended with status `{child.exit.status}`'}")
+
+
+def _in_lower_case(words: str) -> str:
+    """With the errno's text at the end as Go writes it: Docker's client looks for "no such file or directory" and
+    "permission denied" in these letters (docker/cli, cli/command/container/run.go)."""
+    head, colon, last = words.rpartition(": ")
+    known = (os.strerror(ENOENT), os.strerror(EACCES))
+    return f"{head}{colon}{last.lower()}" if last in known else words

@@ -50,6 +50,8 @@ HANDLERS: dict[str, dict[str, tuple[str, str]]] = {
         "WaitProcess2": ("rpc_process", "wait_process2"),
         "ReadStream": ("rpc_stream", "read_stream"),
         "WriteStream": ("rpc_stream", "write_stream"),
+        "TakeQuestion": ("rpc_names", "take_question"),
+        "GiveAnswer": ("rpc_names", "give_answer"),
     },
 }
 
@@ -65,6 +67,7 @@ ONLY_WAITING = frozenset(
         "ReadStream",
         "WriteStdin",
         "WriteStream",
+        "TakeQuestion",
     )
 )
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import trio
 
 from kata_fsm.effects import cgroup, hooks
-from kata_fsm.errors import CallerError, WorldError
+from kata_fsm.errors import CallerError, IllegalTransition, WorldError
 from kata_fsm.limits import EXEC_ID_CHARS_MAX, SHIM_ATTACH_S
-from kata_fsm.machines import Cause, Pod, process
+from kata_fsm.machines import Cause, Pod, container, process
 from kata_fsm.machines.pod import INIT, init_of
 from kata_fsm.machines.vocab import (
     AbandonProcess,
@@ -28,7 +28,7 @@ from kata_fsm.machines.vocab import (
 from kata_fsm.oci.names import check_id
 from kata_fsm.oci.process import check
 from kata_fsm.oci.redact import redacted
-from kata_fsm.supervisor import standing
+from kata_fsm.supervisor import networking, standing
 from kata_fsm.supervisor.channel import Channel
 from kata_fsm.supervisor.kept import Kept
 from kata_fsm.supervisor.requests import Reply, Request, object_in, text_in
@@ -66,10 +66,33 @@ async def create(server: Server, channel: Channel, request: Request) -> Reply:
     pod = await _bring_up(server, channel, container_id)
     kept.drop()  # the guest has it, or never will
     if standing.created(pod, container_id):
-        return {"ok": True, "pid": pod.unit("process", init_of(container_id)).facts["shim"]["pid"]}
-    message, hint = standing.error_of(pod, container_id)
+        problem = await _join_what_hooks_brought(server, container_id) if hooks_file else None
+        if problem is None:
+            return {"ok": True, "pid": pod.unit("process", init_of(container_id)).facts["shim"]["pid"]}
+        message, hint = problem
+    else:
+        message, hint = standing.error_of(pod, container_id)
     await server.runtime.until(lambda pod: standing.undone(pod, container_id))
     raise CreateFailed(f"cannot create container `{container_id}`: {message}", hint=hint)
+
+
+async def _join_what_hooks_brought(server: Server, container_id: str) -> tuple[str, str | None] | None:
+    """Give the guest what a hook has put into the pod's namespace, as Docker's does, before its workload starts.
+
+    None when it has it; otherwise what is wrong and a hint, and the sandbox goes down rather than run without its network.
+    """
+    runtime = server.runtime
+    if container_id != runtime.pod.id or not networking.has_model(runtime.pod):
+        return None
+    try:
+        await networking.change(server, {"rescan": True})
+    except (WorldError, IllegalTransition) as error:
+        if not standing.over(runtime.pod, container_id):
+            await runtime.submit(StopSandbox(Cause("create_failed", str(error)), force=True))
+        if runtime.pod.unit("container", container_id).state != container.DELETED:
+            await runtime.submit(Delete(container_id, force=True))
+        return str(error), error.hint
+    return None
 
 
 def _command(

@@ -37,10 +37,14 @@ async def change(server: Server, wanted: Facts, actor: Any = None) -> Pod:
     return pod
 
 
+def has_model(pod: Pod) -> bool:
+    """Whether the guest is given what is in its network namespace."""
+    return bool(pod.sandbox.facts.get("config", {}).get("network_model", "none") != "none")
+
+
 def _may_change(pod: Pod) -> bool:
     """Whether the network of this pod comes to where it can be changed."""
-    has_model = pod.sandbox.facts.get("config", {}).get("network_model", "none") != "none"
-    return has_model and pod.sandbox.state in ("creating", "ready")
+    return has_model(pod) and pod.sandbox.state in ("creating", "ready")
 
 
 async def network_change(server: Server, _: Channel, request: Request) -> Reply:

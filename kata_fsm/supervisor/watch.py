@@ -66,6 +66,8 @@ class Watcher:
             wanted[("share", "")] = self._share
         if pod.agent.state in (agent.CONNECTED, agent.CONFIGURING, agent.READY):
             wanted[("agent", "")] = self._agent
+        if pod.agent.state == agent.READY and pod.network.facts.get("resolver"):
+            wanted[("names", "")] = self._names
         watches = Watches(pod)
         for subject in watches.exits:
             wanted[("exit", subject)] = lambda subject=subject: self._exit(subject)  # type: ignore[misc]
@@ -136,6 +138,12 @@ class Watcher:
         except EffectError:
             return False
         return True
+
+    async def _names(self) -> None:
+        """The guest's questions for Docker's name server, and its answers."""
+        from kata_fsm.supervisor import names
+
+        await names.relay(self._link, str(self._runtime.pod.network.facts.get("netns") or ""))
 
     async def _exit(self, subject: str) -> None:
         from kata_wire import messages

@@ -164,3 +164,25 @@ class WaitProcess2Response(_message.Message):
     oom_killed: bool
     exited_at_ns: int
     def __init__(self, exited: _Optional[bool] = ..., code: _Optional[int] = ..., signal: _Optional[int] = ..., oom_killed: _Optional[bool] = ..., exited_at_ns: _Optional[int] = ...) -> None: ...
+
+class TakeQuestionRequest(_message.Message):
+    __slots__ = ("address",)
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    def __init__(self, address: _Optional[str] = ...) -> None: ...
+
+class TakeQuestionResponse(_message.Message):
+    __slots__ = ("number", "data")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    data: bytes
+    def __init__(self, number: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class GiveAnswerRequest(_message.Message):
+    __slots__ = ("number", "data")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    data: bytes
+    def __init__(self, number: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...

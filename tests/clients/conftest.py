@@ -17,7 +17,8 @@ import pytest
 from kata_fsm.testing.bundle import make_rootfs
 from tests.support.containerd import Containerd
 from tests.support.cri import Cri
-from tests.support.engines import Podman, clean, installed, require_packages
+from tests.support.docker import Docker
+from tests.support.engines import Podman, clean, enclosed, installed, require_packages
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,14 +34,14 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def podman_service(rootfs: Path) -> Iterator[Podman]:
-    require_packages("podman", "conmon")
-    with installed(Podman, rootfs) as podman:
+    require_packages("podman", "conmon", "netavark", "aardvark-dns", "iptables")
+    with enclosed(Podman, rootfs) as podman:
         yield podman
 
 
 @pytest.fixture
 def podman(podman_service: Podman) -> Iterator[Podman]:
-    """podman without containers; after the test nothing of any may be left on the host."""
+    """podman without containers, on a host of its own; after the test nothing of any may be left there."""
     with clean(podman_service, "libpod-", podman_service.clean_up):
         yield podman_service
 
@@ -48,7 +49,7 @@ def podman(podman_service: Podman) -> Iterator[Podman]:
 @pytest.fixture(scope="session")
 def containerd_service(rootfs: Path) -> Iterator[Containerd]:
     require_packages("containerd")
-    with installed(Containerd, rootfs) as containerd:
+    with enclosed(Containerd, rootfs) as containerd:
         yield containerd
 
 
@@ -75,10 +76,24 @@ def cri(cri_service: Cri) -> Iterator[Cri]:
     assert cri_service.links() - {"kf0"} == before - {"kf0"}
 
 
+@pytest.fixture(scope="session")
+def docker_service(rootfs: Path) -> Iterator[Docker]:
+    require_packages("docker.io", "iptables")
+    with enclosed(Docker, rootfs) as docker:
+        yield docker
+
+
 @pytest.fixture
-def namespace() -> Iterator[str]:
-    """A network namespace made on the host, with nothing but `lo`."""
+def docker(docker_service: Docker) -> Iterator[Docker]:
+    """dockerd without containers; after the test nothing of any may be left on its host."""
+    with clean(docker_service, f"/{docker_service.cgroup}/", docker_service.clean_up):
+        yield docker_service
+
+
+@pytest.fixture
+def namespace(podman: Podman) -> Iterator[str]:
+    """A network namespace made on podman's host, with nothing but `lo`."""
     name = f"kf-test-{os.getpid()}"
-    subprocess.run(["ip", "netns", "add", name], check=True)
+    subprocess.run([*podman.prefix, "ip", "netns", "add", name], check=True)
     yield f"/run/netns/{name}"
-    subprocess.run(["ip", "netns", "delete", name], check=True)
+    subprocess.run([*podman.prefix, "ip", "netns", "delete", name], check=True)

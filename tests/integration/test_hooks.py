@@ -74,6 +74,31 @@ def test_a_failed_one_before_the_start_undoes_everything(kata: Kata, tmp_path: P
     assert kata("state", "c1", check=False).returncode == 1
 
 
+def bringer(*commands: str) -> dict[str, Any]:
+    """A hook that runs these words of `ip` in the network namespace of the pid in the state, as Docker's does by itself."""
+    pid = "pid=$(sed -n 's/.*\"pid\": \\([0-9]*\\).*/\\1/p')"
+    return hook("; ".join(["set -e", pid, *(f"nsenter -t $pid -n ip {words}" for words in commands)]))
+
+
+def test_what_one_puts_into_the_namespace_is_the_guests(kata: Kata) -> None:
+    brought = ("link add eth7 type veth peer name peer7", "addr add 192.0.2.7/24 dev eth7", "link set eth7 up")
+    bundle = kata.bundle("b", "/bin/sh", "-c", "ip addr show eth7 >/had", hooks={"prestart": [bringer(*brought)]})
+    kata.detached("c1", bundle)
+    wait_until(lambda: kata.status("c1") == "stopped", "the container has ended")
+    had = (bundle / "rootfs" / "had").read_text()
+    assert "192.0.2.7/24" in had
+    kata("delete", "c1")
+
+
+def test_what_no_guest_can_have_is_an_error(kata: Kata) -> None:
+    brought = ("link add v7 type vxlan id 4 dstport 4789", "link set v7 up")
+    bundle = kata.bundle("b", "/bin/true", hooks={"createRuntime": [bringer(*brought)]})
+    done = kata("create", "--bundle", str(bundle), "c1", check=False)
+    assert done.returncode == 1
+    assert "the network cannot be changed: interface `v7` cannot be given to the guest" in done.stderr
+    assert kata("state", "c1", check=False).returncode == 1
+
+
 def test_one_that_hangs_is_killed(kata: Kata) -> None:
     bundle = kata.bundle("b", "/bin/true", hooks={"prestart": [hook("sleep 1000", timeout=1)]})
     done = kata("create", "--bundle", str(bundle), "c1", check=False)

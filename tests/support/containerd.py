@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.support.enclosure import Enclosure
 from tests.support.engines import PATH, Engine
 from tests.support.kata import LIMIT_S, wait_until
 
@@ -40,8 +41,8 @@ def image_archive(rootfs: Path, archive: Path, *, name: str = IMAGE, command: Se
 class Containerd(Engine):
     """The daemon, started by us and ended by `close`."""
 
-    def __init__(self, base: Path, rootfs: Path) -> None:
-        super().__init__(base, rootfs)
+    def __init__(self, base: Path, rootfs: Path, enclosure: Enclosure | None = None) -> None:
+        super().__init__(base, rootfs, enclosure)
         settings = base / "config.toml"
         settings.write_text(self.settings())
         self.start(settings)
@@ -64,7 +65,7 @@ class Containerd(Engine):
 
     def daemon_argv(self, settings: Path) -> list[str]:
         """How the daemon is started."""
-        return ["/usr/bin/containerd", "-c", str(settings)]
+        return [*self.prefix, "/usr/bin/containerd", "-c", str(settings)]
 
     def command(self, *args: str) -> list[str]:
         """ctr with the private socket."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.enclosure import Enclosure
 from tests.support.kata import COMMAND, GONE_S, LIMIT_S, Kata, Traces, clean_up_by_force, kill_rest, leaks, wait_until
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -53,15 +54,23 @@ def require_packages(*packages: str) -> None:
 
 
 def _cgroups_named(word: str) -> set[str]:
-    return {f"{where}/{name}" for where, names, _ in os.walk("/sys/fs/cgroup") for name in names if word in name}
+    """The cgroups in whose path `word` is."""
+    found = (f"{where}/{name}" for where, names, _ in os.walk("/sys/fs/cgroup") for name in names)
+    return {path for path in found if word in path}
 
 
 class Engine:
-    """What the engines have in common: a directory, a private installation of ours in it, a runtime command that uses it."""
+    """What the engines have in common: a directory, a private installation of ours in it, a runtime command that uses it.
 
-    def __init__(self, base: Path, rootfs: Path) -> None:
+    One that changes the network is in an `enclosure`, with everything that it starts.
+    """
+
+    def __init__(self, base: Path, rootfs: Path, enclosure: Enclosure | None = None) -> None:
         self.base = base
+        self.enclosure = enclosure
+        self.prefix = enclosure.prefix if enclosure else []
         self.kata = Kata(base, rootfs)
+        self.kata.prefix = self.prefix
         self.env = {"PATH": PATH}
         # Engines call a runtime with an environment of their own, podman's clean-up with nearly none: so the place of this
         # private installation is in the command itself. It says nothing else.
@@ -84,7 +93,7 @@ class Engine:
             given.write(stdin)
             given.seek(0)
             done = subprocess.run(
-                self.command(*args),
+                [*self.prefix, *self.command(*args)],
                 env=self.env,
                 timeout=LIMIT_S,
                 stdin=given,
@@ -102,14 +111,21 @@ class Engine:
 
     def popen(self, *args: str, **kwargs: Any) -> subprocess.Popen[bytes]:
         """Start the client."""
-        return subprocess.Popen(self.command(*args), env=self.env, **kwargs)
+        return subprocess.Popen([*self.prefix, *self.command(*args)], env=self.env, **kwargs)
+
+    def keeps(self, leak: str) -> bool:
+        """Whether a line about a leak tells of the engine itself, which has only just made it."""
+        return False
+
+    def close(self) -> None:
+        """End what runs as long as the engine."""
 
 
 class Podman(Engine):
     """Rootful podman with storage, run directory and configuration of its own."""
 
-    def __init__(self, base: Path, rootfs: Path) -> None:
-        super().__init__(base, rootfs)
+    def __init__(self, base: Path, rootfs: Path, enclosure: Enclosure | None = None) -> None:
+        super().__init__(base, rootfs, enclosure)
         settings = base / "containers.conf"
         # Root without CAP_SYS_RESOURCE, as in many containers, cannot raise limits to podman's defaults.
         settings.write_text(
@@ -126,8 +142,12 @@ class Podman(Engine):
 
     def command(self, *args: str) -> list[str]:
         """podman with its private places."""
-        places = [f"--root={self.base}/ps", f"--runroot={self.base}/pr", f"--tmpdir={self.base}/pt"]
-        return ["/usr/bin/podman", *places, "--storage-driver=vfs", f"--runtime={self.runtime}", *args]
+        return ["/usr/bin/podman", *self.places(), *args]
+
+    def places(self) -> list[str]:
+        """The options that say where it keeps everything, and which runtime it uses."""
+        where = [f"--root={self.base}/ps", f"--runroot={self.base}/pr", f"--tmpdir={self.base}/pt"]
+        return [*where, "--storage-driver=vfs", f"--runtime={self.runtime}"]
 
     def run(self, *options: str, command: Sequence[str] = (), **kwargs: Any) -> subprocess.CompletedProcess[str]:
         """`podman run` of the busybox image without a network, unless the options say otherwise."""
@@ -144,6 +164,7 @@ class Podman(Engine):
         self("pod", "rm", "--all", "--force", "--time=0", check=False)
         self("rm", "--all", "--force", "--time=0", check=False)
         self("volume", "rm", "--all", "--force", check=False)
+        self("network", "prune", "--force", check=False)
 
 
 class Typist:
@@ -193,7 +214,7 @@ class Typist:
 @contextmanager
 def clean(engine: Engine, word: str, tidy: Callable[[], None]) -> Iterator[None]:
     """After the block, and after `tidy`, nothing may be left: neither of ours, nor a cgroup named like `word`."""
-    traces = Traces(engine.base)
+    traces = Traces(engine.base, engine.enclosure.pid if engine.enclosure else "self")
     before, cgroups = traces.snapshot(), _cgroups_named(word)
     running = set(engine.kata.processes())
     try:
@@ -205,7 +226,8 @@ def clean(engine: Engine, word: str, tidy: Callable[[], None]) -> Iterator[None]
     def is_clean() -> bool:
         if hasattr(engine, "daemon"):
             running.add(engine.daemon.pid)  # a test may have started it anew
-        left[:] = [each for each in leaks(engine.kata, traces, before) if not _is_elsewhere(each, running)]
+        found = leaks(engine.kata, traces, before)
+        left[:] = [each for each in found if not _is_elsewhere(each, running) and not engine.keeps(each)]
         left.extend(f"cgroup {path}" for path in _cgroups_named(word) - cgroups)
         return not left
 
@@ -223,6 +245,17 @@ def _is_elsewhere(leak: str, pids: set[int]) -> bool:
 
 
 @contextmanager
+def enclosed(kind: Callable[[Path, Path, Enclosure], Any], rootfs: Path) -> Iterator[Any]:
+    """An engine in a directory of its own and in an enclosure, which are gone afterwards."""
+    enclosure = Enclosure()
+    try:
+        with installed(lambda base, rootfs: kind(base, rootfs, enclosure), rootfs) as engine:
+            yield engine
+    finally:
+        enclosure.close()
+
+
+@contextmanager
 def installed(kind: Callable[[Path, Path], Any], rootfs: Path) -> Iterator[Any]:
     """An engine in a directory of its own, which is gone afterwards."""
     base = Path(tempfile.mkdtemp(prefix="kf-"))
@@ -231,8 +264,7 @@ def installed(kind: Callable[[Path, Path], Any], rootfs: Path) -> Iterator[Any]:
     try:
         yield engine
     finally:
-        if hasattr(engine, "close"):
-            engine.close()
+        engine.close()
         clean_up_by_force(engine.kata)
         kill_rest(engine.kata)
         shutil.rmtree(base, ignore_errors=True)

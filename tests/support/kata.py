@@ -49,6 +49,7 @@ class Kata:
         }
         self.bundles = base / "b"
         self.command = COMMAND
+        self.prefix: list[str] = []  # words that put a command where the engine is
 
     def bundle(self, name: str, *args: str, terminal: bool = False, **changes: Any) -> Path:
         """A bundle that runs `args`; its root file system is a copy of the session's."""
@@ -59,7 +60,7 @@ class Kata:
 
     def argv(self, *args: str) -> list[str]:
         """The command line of a verb."""
-        return [str(self.command), "--log", str(self.base / "log"), *args]
+        return [*self.prefix, str(self.command), "--log", str(self.base / "log"), *args]
 
     def __call__(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a verb to its end. Output goes through files: the shim of `create` keeps its stdout open, as it must."""
@@ -136,19 +137,23 @@ class Kata:
 class Traces:
     """What could be left behind on a host. Differences with a snapshot taken before are leaks."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, where: int | str = "self") -> None:
+        """`where`: the pid of a process that is in the namespaces to look at."""
         self.base = str(base)
+        self.where = Path(f"/proc/{where}")
 
     def snapshot(self) -> dict[str, set[str]]:
         """Everything of interest, by kind."""
-        links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-        sockets = Path("/proc/net/unix").read_text().splitlines()
+        look = ["nsenter", f"--net={self.where}/ns/net", "ip", "-o", "link"]
+        links = subprocess.run(look, capture_output=True, text=True, check=True).stdout
+        mounts = (self.where / "mountinfo").read_text().splitlines()
+        sockets = (self.where / "net" / "unix").read_text().splitlines()
+        named = self.where / "root" / "run" / "netns"
         return {
             "link": {line.split(":")[1].strip() for line in links.splitlines()},
             "mount": {line.split(" ")[4] for line in mounts if self.base in line},
             "socket": {line.split()[-1] for line in sockets if self.base in line},
-            "namespace": set(os.listdir("/run/netns")) if os.path.isdir("/run/netns") else set(),
+            "namespace": set(os.listdir(named)) if named.is_dir() else set(),
             "cgroup": self._cgroups(),
         }
 

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "engines.md"
 TITLES = {
     "podman": "podman",
+    "docker": "Docker",
     "containerd": "containerd (`ctr`, through its runc shim)",
     "cri": "Kubernetes' CRI (containerd's plugin, through its runc shim)",
 }
@@ -47,6 +48,12 @@ them | each shows its shim; the pod's own (`statsp`) shows the machine, `kata-fs
 | `podman cp` with a tmpfs of the container | it is in the guest's memory | reaches the directory below it |
 | `podman top` without options | podman reads processes of the host | shows the one that stands for the container |
 | &nbsp; | | `podman top ID -ef` shows the guest's |
+| stats of engines | they read cgroups of the host | show what stands for the container; \
+`kata-fsm events --stats` shows the guest's |
+| `--dns` on a network made by `docker network create`, for names outside | dockerd would ask from the pod's namespace \
+| the host's name servers are asked |
+| names by TCP at Docker's 127.0.0.11 | only UDP is carried | no answer: long ones come shortened |
+| `docker network connect` to a running container | nobody tells the runtime | `kata-fsm network rescan ID` |
 """
 
 

@@ -26,7 +26,8 @@ class NetworkChange(Plugger):
     "change": one of {"rescan": true}, {"add": interface}, {"remove": interface}, {"routes": [as in `model.Route`]}, where
     an interface is {"name", "mac", "mtu", "addresses"}, of which `add` needs the name, `remove` name or mac.
 
-    Result: "interfaces", "routes", "neighbours", "routes_given" as they are then. When it fails, all is as it was before.
+    Result: "interfaces", "routes", "neighbours", "routes_given" as they are then, and "resolver" (true), only with one, when
+    Docker answers names in there. When it fails, all is as it was before.
     """
 
     async def perform(self, intent: Intent) -> dict[str, Any]:
@@ -50,7 +51,8 @@ class NetworkChange(Plugger):
                 raise
             message = f"{error.message}; and what was there before cannot be put back: {why}"
             raise errors.EffectError(error.phase, message, evidence=error.evidence, hint=error.hint) from error
-        return {**wanted.to_facts(), "routes_given": by_hand}
+        resolver = await self._inside(namespace.has_resolver)
+        return {**wanted.to_facts(), "routes_given": by_hand, **({"resolver": True} if resolver else {})}
 
     async def _wanted(self, known: Network, change: dict[str, Any]) -> Network:
         if "remove" in change:

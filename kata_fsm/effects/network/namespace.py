@@ -7,6 +7,8 @@ Errors of the kernel come out as EffectError, in words.
 from __future__ import annotations
 
 import os
+import socket
+import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +21,10 @@ from kata_fsm.effects.network import join as joining
 from kata_fsm.effects.network import scan as scanning
 from kata_fsm.effects.network import tap
 from kata_fsm.effects.network.model import Interface, Network
+
+RESOLVER = "127.0.0.11"
+"""Where Docker answers names inside the namespace of a container on a network that a user has made (libnetwork,
+sandbox_dns_unix.go)."""
 
 _IFF_UP = 0x1
 
@@ -46,6 +52,13 @@ def uncarried() -> list[str]:
     """What belongs to the namespace's network and is not carried to a guest, in words."""
     with _netlink() as netlink:
         return scanning.uncarried(netlink)
+
+
+def has_resolver() -> bool:
+    """Whether somebody listens at `RESOLVER`. /proc/net/udp has addresses as the machine's own integers, in hexadecimal."""
+    (number,) = struct.unpack("=I", socket.inet_aton(RESOLVER))
+    with open("/proc/thread-self/net/udp", encoding="ascii") as file:
+        return any(f" {number:08X}:" in line for line in file)
 
 
 def look(uid: str, settings: HypervisorSettings, known: Network) -> Network:

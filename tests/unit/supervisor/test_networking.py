@@ -122,6 +122,45 @@ async def test_a_hook_may_ask_while_the_guest_boots(house: House, stage: Stage) 
     assert ("network.change", "") in stage.begun
 
 
+async def create_with_hooks(house: House, model: str = "tcfilter") -> dict[str, Any]:
+    """The answer to a creation whose container brings a hook."""
+    request = create_request()
+    request["sandbox"]["network_model"] = model
+    request["container"]["hooks"] = {"state": {"id": BOX}, "prestart": [{"path": "/bin/true"}]}
+    shim = ShimPeer(house.paths)
+    async with house.connected() as client:
+        await client.send(request)
+        await client.receive()
+        await shim.attach()
+        return await client.receive() or {}
+
+
+async def test_what_a_hook_brought_is_joined_before_the_answer(house: House, stage: Stage) -> None:
+    stage.results["network.change"] = {"interfaces": [ETH0], "routes": [ROUTE], "neighbours": [], "routes_given": False}
+    assert (await create_with_hooks(house))["ok"]
+    (params,) = intents(house, "network.change")
+    assert params["change"] == {"rescan": True}
+    assert house.runtime.pod.unit("container", BOX).state == "created"
+    assert house.runtime.pod.network.facts["routes"] == [ROUTE]
+
+
+async def test_what_a_hook_brought_and_cannot_be_joined_fails_the_creation(house: House, stage: Stage) -> None:
+    stage.fail["network.change"] = EffectError(
+        "scan", "interface `x7` cannot be given to the guest", hint="take it out"
+    )
+    house.cleaned.set()
+    error = (await create_with_hooks(house))["error"]
+    assert "cannot create container `box`: the network cannot be changed: interface `x7`" in error["message"]
+    assert error["hint"] == "take it out"
+    assert house.runtime.pod.sandbox.state == "deleted"
+    assert house.runtime.pod.sandbox.facts["cause"]["kind"] == "create_failed"
+
+
+async def test_hooks_change_nothing_for_a_guest_without_a_network(house: House, stage: Stage) -> None:
+    assert (await create_with_hooks(house, model="none"))["ok"]
+    assert ("network.change", "") not in stage.begun
+
+
 async def test_a_pod_without_a_network_is_told_so(house: House) -> None:
     await created(house, model="none")
     reply = await house.ask("network_change", container=BOX, change={"rescan": True})
