@@ -69,7 +69,7 @@ def source_option(paths: Paths) -> str:
 def _remake_mounts(paths: Paths) -> None:
     shared, view = paths.shared, served(paths)
     for path in (view, shared):
-        tree.make_directory(path)
+        tree.make_directory(path, tree.PASSABLE)
     try:
         for path in (shared, _private(paths)):
             mounts.mount(path, path, mounts.MS_BIND)
