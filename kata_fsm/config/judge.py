@@ -24,8 +24,8 @@ def check(settings: Settings) -> Settings:
         missing = "" if os.path.exists(qemu.image) else f", and there is no `{qemu.image}`"
         problem = "guest images on a disk are not supported" + missing
         raise _refusal(settings, "image", problem, "set `initrd` instead")
-    if qemu.machine_type not in ("", "q35", "pc"):
-        raise _refusal(settings, "machine_type", f"`{qemu.machine_type}` is not supported, `q35` is")
+    if qemu.machine_type not in ("", "q35", "pc", "microvm"):
+        raise _refusal(settings, "machine_type", f"`{qemu.machine_type}` is not supported, `q35` and `microvm` are")
     for name in ("path", "kernel", "initrd", "guest_directory", "virtio_fs_daemon"):
         _check_path(settings, name)
     _check_memory(settings)

@@ -46,7 +46,11 @@ class Qemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = ""
     machine_type: Annotated[
-        str, _about("QEMU's machine. There is only `q35`; `pc`, Kata's older default, is taken for it.")
+        str,
+        _about(
+            "QEMU's machine: `q35` or `microvm` (with PCI Express, for what is plugged while it runs); "
+            "`pc`, Kata's older default, is taken for `q35`."
+        ),
     ] = ""
     accel: Annotated[
         Literal["auto", "kvm", "tcg"],
@@ -223,7 +227,7 @@ def hypervisor_settings(settings: Settings) -> dict[str, Any]:
         "image": qemu.guest_directory or default_guest_directory(),
         "kernel": qemu.kernel,
         "initrd": qemu.initrd,
-        "machine": qemu.machine_type and "q35",
+        "machine": "microvm" if qemu.machine_type == "microvm" else qemu.machine_type and "q35",
         "accel": qemu.accel,
         "cpu": qemu.cpu,
         "memory_mib": qemu.default_memory,

@@ -14,6 +14,11 @@ from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.world import Paths
 
 AGENT_PORT = "agent.0"
+MACHINES = {
+    "q35": "q35,memory-backend=mem,vmport=off",
+    # With PCI Express, as what belongs to one sandbox is plugged while it runs: virtio-mmio cannot do that.
+    "microvm": "microvm,memory-backend=mem,pcie=on,rtc=on,isa-serial=on",
+}
 SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -71,15 +76,17 @@ def _devices(settings: HypervisorSettings, paths: Paths) -> list[str]:
     return devices
 
 
-def build(settings: HypervisorSettings, paths: Paths, image: Image, accel: str, sandbox: str) -> list[str]:
-    """The whole command line for `accel`, which is `kvm` or `tcg`."""
+def build(
+    settings: HypervisorSettings, paths: Paths, image: Image, accel: str, sandbox: str, *, tsc_khz: int = 0
+) -> list[str]:
+    """The whole command line for `accel`, which is `kvm` or `tcg`. `tsc_khz`: see `Image.command_line`."""
     return [
         settings.qemu,
         *("-name", f"sandbox-{quote(sandbox)},debug-threads=on"),
         *("-uuid", uuid_of(paths.uid)),
         *("-nodefaults", "-no-user-config", "-no-reboot"),
         *("-display", "none"),
-        *("-machine", f"{settings.machine},memory-backend=mem,vmport=off"),
+        *("-machine", MACHINES[settings.machine]),
         *accelerator(settings, accel, image.cpu.get(accel, "")),
         *("-smp", str(settings.vcpus)),
         *("-m", str(settings.memory_mib)),
@@ -87,7 +94,7 @@ def build(settings: HypervisorSettings, paths: Paths, image: Image, accel: str, 
         *("-object", f"memory-backend-memfd,id=mem,size={settings.memory_mib}M,share=on"),
         *("-kernel", image.kernel),
         *(("-initrd", image.initrd) if image.initrd else ()),
-        *("-append", image.command_line(accel, settings)),
+        *("-append", image.command_line(accel, settings, tsc_khz)),
         *_console(paths),
         *_devices(settings, paths),
         *("-chardev", f"socket,id=qmp,path={quote(paths.qmp_sock)},server=on,wait=off"),

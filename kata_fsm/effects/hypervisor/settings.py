@@ -29,7 +29,7 @@ class HypervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     initrd: str = ""
     kernel_params: tuple[str, ...] = ()
     image_params: bool = True
-    machine: Literal["q35"] = "q35"
+    machine: Literal["q35", "microvm"] = "q35"
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     cpu: str = ""
     memory_mib: int = 256

@@ -101,7 +101,7 @@ WRONG = {
     QEMU + "path = '/etc/passwd'": ":2`: `hypervisor.qemu.path`: `/etc/passwd` is not executable",
     QEMU + "default_memory = 0": ":2`: `hypervisor.qemu.default_memory`: expected `int` >= 1",
     QEMU + "default_memory = 64": ":2`: `hypervisor.qemu.default_memory`: `64` MiB, legal is 128 to",
-    QEMU + "machine_type = 'microvm'": ":2`: `hypervisor.qemu.machine_type`: `microvm` is not supported, `q35` is",
+    QEMU + "machine_type = 'virt'": ":2`: `hypervisor.qemu.machine_type`: `virt` is not supported, `q35` and `microvm`",
     QEMU + "image = '/a'\ninitrd = '/b'": ":2`: `hypervisor.qemu.image`: `image` and `initrd` are both set",
     QEMU
     + "image = '/a'": ":2`: `hypervisor.qemu.image`: guest images on a disk are not supported, and there is no `/a`",
