@@ -27,6 +27,7 @@ SUPERVISOR_SILENT_S = 20.0
 # times as long, so the limits below are for telling "dead" from "slow", not for meeting a goal.
 BOOT_TIMEOUT_S = 60.0
 AGENT_CALL_TIMEOUT_S = 60.0
+CREATE_TIMEOUT_S_MAX = 120  # the verb that waits for it gives up after `VERB_REPLY_S`, and the guest boots first
 AGENT_PING_TIMEOUT_S = 10.0
 QMP_CONNECT_TIMEOUT_S = 20.0
 QMP_COMMAND_TIMEOUT_S = 10.0

@@ -42,9 +42,10 @@ def digest(argv: list[str]) -> str:
 
 def accelerator(settings: HypervisorSettings, accel: str, image_cpu: str = "") -> list[str]:
     """Accelerator and processor: the configured one, or what the image's manifest was measured to be fastest with."""
-    if accel == "kvm":
-        return ["-accel", "kvm", "-cpu", settings.cpu or image_cpu or "host,pmu=off"]
-    return ["-accel", f"tcg,tb-size={settings.tcg_cache_mib}", "-cpu", settings.cpu or image_cpu or "max,la57=off"]
+    how, usual = (
+        ("kvm", "host,pmu=off") if accel == "kvm" else (f"tcg,tb-size={settings.tcg_cache_mib}", "max,la57=off")
+    )
+    return ["-accel", how, "-cpu", ",".join(filter(None, (settings.cpu or image_cpu or usual, settings.cpu_features)))]
 
 
 def _console(paths: Paths) -> list[str]:
@@ -64,7 +65,7 @@ def _devices(settings: HypervisorSettings, paths: Paths) -> list[str]:
         *("-device", "virtio-serial-pci,id=serial0"),
         *("-chardev", f"socket,id=agent,path={quote(paths.agent_sock)},server=on,wait=off"),
         *("-device", f"virtserialport,bus=serial0.0,chardev=agent,name={AGENT_PORT}"),
-        *("-object", "rng-random,id=entropy,filename=/dev/urandom"),
+        *("-object", f"rng-random,id=entropy,filename={quote(settings.entropy_source)}"),
         *("-device", "virtio-rng-pci,rng=entropy"),
         # Memory that the guest frees goes back to the host, and the balloon gives way before the guest kills.
         *("-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on,deflate-on-oom=on"),
@@ -86,7 +87,7 @@ def build(
         *("-uuid", uuid_of(paths.uid)),
         *("-nodefaults", "-no-user-config", "-no-reboot"),
         *("-display", "none"),
-        *("-machine", MACHINES[settings.machine]),
+        *("-machine", ",".join(filter(None, (MACHINES[settings.machine], settings.machine_options)))),
         *accelerator(settings, accel, image.cpu.get(accel, "")),
         *("-smp", str(settings.vcpus)),
         *("-m", str(settings.memory_mib)),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import time
+from collections.abc import Callable
 
 from kata_fsm import errors
 from kata_fsm.world import WORLD
@@ -19,7 +20,7 @@ _APART_S = 0.05
 _TRIES = 20
 
 
-def _pair(read: ctypes._CFuncPtr) -> tuple[int, int]:
+def _pair(read: Callable[[], int]) -> tuple[int, int]:
     """(counter, monotonic nanoseconds) of one instant: of several readings the one that took least."""
     best = None
     for _ in range(_TRIES):

@@ -54,6 +54,13 @@ def test_accelerators_differ_in_processor_and_kernel_parameters():
     assert values(real, "-cpu") == ["host,pmu=off"]
     assert values(real, "-append") == ["quiet real mine"]
     assert values(build(cpu="qemu64"), "-cpu") == ["qemu64"]
+    assert values(build(cpu_features="pmu=off,vmx=off"), "-cpu") == ["max,la57=off,pmu=off,vmx=off"]
+
+
+def test_further_options_of_machine_and_entropy():
+    line = build(machine_options="graphics=off", entropy_source="/dev/random")
+    assert values(line, "-machine") == ["q35,memory-backend=mem,vmport=off,graphics=off"]
+    assert "rng-random,id=entropy,filename=/dev/random" in values(line, "-object")
 
 
 def test_a_microvm_has_pci_express_and_is_told_its_clock() -> None:
