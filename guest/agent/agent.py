@@ -29,6 +29,7 @@ class Settings:
         self.resolv_conf = "/etc/resolv.conf"
         self.sysfs = "/sys"
         self.procfs = "/proc"
+        self.crun_timeout_s = 60.0  # a create takes half a second under emulation
 
 
 class Agent:

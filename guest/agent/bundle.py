@@ -46,10 +46,7 @@ def adapt(spec: Json, container_id: str, pid_namespace: str | None) -> dict[str,
         linux.pop("mountLabel", None)
     adapt_process(process)
     own = {entry["type"] for entry in linux["namespaces"]}
-    if "uts" not in own:  # the machine has its name from CreateSandbox, and crun refuses to change it
-        spec.pop("hostname", None)
-        spec.pop("domainname", None)
-    return take_settings(linux, own)
+    return {**_take_names(spec, own), **take_settings(linux, own)}
 
 
 def adapt_process(process: Json) -> None:
@@ -87,6 +84,16 @@ def namespaces(asked: list[Any], pid_namespace: str | None) -> list[Json]:
     if pid_namespace and not any(entry["type"] == "pid" for entry in kept):
         kept.append({"type": "pid", "path": pid_namespace})
     return kept
+
+
+def _take_names(spec: Json, own: set[str]) -> dict[str, str]:
+    """Host and domain name, where the UTS namespace is the machine's: crun would not set them there, as runc does."""
+    taken: dict[str, str] = {}
+    for field in ("hostname", "domainname") if "uts" not in own else ():
+        name = spec.pop(field, None)
+        if name:
+            taken[f"kernel.{field}"] = str(name)
+    return taken
 
 
 def take_settings(linux: Json, own: set[str]) -> dict[str, str]:

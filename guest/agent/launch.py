@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from .agent import Agent
     from .loop import Wait
 
-_CRUN_TIMEOUT_S = 60.0  # a create takes half a second under emulation
 _LOG_CHARS_MAX = 1000
 _SIGKILL = 9
 _FD_BYTES = 4
@@ -130,7 +129,7 @@ def run_crun(agent: Agent, *arguments: str) -> Generator[Wait, bool, None]:
     finally:
         os.close(null)
     try:
-        yield from _finish(child, arguments[0], log)
+        yield from _finish(child, arguments[0], log, agent.settings.crun_timeout_s)
     finally:
         files.remove(log)
 
@@ -154,7 +153,7 @@ def launch(
         else:
             pipes = _Pipes(*owner)
         child = _spawn(agent, crun_argv(agent, log, verb, *extra, *options, container_id), pipes)
-        yield from _finish(child, verb, log)
+        yield from _finish(child, verb, log, agent.settings.crun_timeout_s)
         terminal_fd = console.receive() if console is not None else -1
         process = agent.children.adopt(int(files.read(pid_file)))
         launched, pipes = Launched(process, pipes, terminal_fd), None
@@ -182,14 +181,14 @@ def _spawn(agent: Agent, argv: list[str], pipes: _Pipes | None) -> Child:
         os.close(null)
 
 
-def _finish(child: Child, verb: str, log: str) -> Generator[Wait, bool, None]:
+def _finish(child: Child, verb: str, log: str, timeout_s: float) -> Generator[Wait, bool, None]:
     """Wait for crun; its failure as an error with its own words."""
-    deadline = monotonic() + _CRUN_TIMEOUT_S
+    deadline = monotonic() + timeout_s
     while child.exit is None:
         left_s = deadline - monotonic()
         if left_s <= 0:
             os.kill(child.pid, _SIGKILL)
-            raise RpcError(DEADLINE_EXCEEDED, f"`crun {verb}` took longer than `{_CRUN_TIMEOUT_S:.0f}` s")
+            raise RpcError(DEADLINE_EXCEEDED, f"`crun {verb}` took longer than `{timeout_s:.0f}` s")
         yield child.changed.wait(left_s)
     if child.exit.status:
         words = _in_lower_case(" ".join(files.read_or(log, "").split())[-_LOG_CHARS_MAX:])

@@ -28,7 +28,11 @@ def main() -> None:
     agent = Agent(loop, settings)
     server = Server(agent)
     prepare(settings)
-    transport = ports.parameter(files.read_or(f"{settings.procfs}/cmdline", ""), "agent.transport", "serial")
+    line = files.read_or(f"{settings.procfs}/cmdline", "")
+    patience = ports.parameter(line, "agent.create_container_timeout", "")
+    if patience.isdigit():
+        settings.crun_timeout_s = max(float(patience), settings.crun_timeout_s)
+    transport = ports.parameter(line, "agent.transport", "serial")
 
     def opened(fd: Any, error: Exception | None) -> None:
         if error is not None:

@@ -22,7 +22,7 @@ from kata_fsm.cli.context import Context
 from kata_fsm.cli.log import rfc3339
 from kata_fsm.cli.sharing import name_target
 from kata_fsm.config.load import load as load_config
-from kata_fsm.config.settings import Settings, hypervisor_settings
+from kata_fsm.config.settings import Settings, create_timeout_s, hypervisor_settings, kernel_modules
 from kata_fsm.control import Connection, raise_error
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.errors import CallerError, KataFsmError, SpecError, SupervisorGone, UsageError, WorldError
@@ -193,6 +193,8 @@ def sandbox_message(
         "config_drop_ins": list(settings.drop_ins),
         "config_annotations": settings.annotations,
         "boot_timeout_s": settings.agent.dial_timeout,
+        "create_timeout_s": create_timeout_s(settings),
+        "kernel_modules": kernel_modules(settings),
         "netns": adapted.netns,
         "network_model": settings.runtime.internetworking_model,
         "hostname": loaded.spec.hostname or "",

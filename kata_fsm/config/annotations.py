@@ -31,20 +31,25 @@ OVERRIDABLE = {
     "kernel": str,
     "initrd": str,
     "virtio_fs_daemon": str,
+    "entropy_source": str,
     "kernel_params": str,
     "machine_type": str,
+    "machine_accelerators": str,
+    "cpu_features": str,
+    "virtio_fs_cache": str,
     "default_vcpus": float,
     "default_memory": int,
 }
 """The keys of `[hypervisor.qemu]` that an annotation can change, and how its text is read."""
 
-RUNTIME_OVERRIDABLE = {"disable_guest_seccomp": bool, "internetworking_model": str}
+RUNTIME_OVERRIDABLE = {"disable_guest_seccomp": bool, "internetworking_model": str, "create_container_timeout": int}
 
 PATH_GATES = {
     "path": "valid_hypervisor_paths",
     "kernel": "valid_kernel_paths",
     "initrd": "valid_initrd_paths",
     "virtio_fs_daemon": "valid_virtio_fs_daemon_paths",
+    "entropy_source": "valid_entropy_sources",
 }
 """Path-valued keys, and the list of patterns that their values have to be found by."""
 
@@ -137,6 +142,7 @@ def _runtime(name: str, text: str, settings: Settings, values: Merged) -> str:
 
 _KNOWN: dict[str, Known] = {
     "config_path": Known(("",), "a container does not choose its host's configuration", True),
+    "config.agent.kernel_modules": Known(("",), "only the configuration file chooses modules of the guest's kernel"),
     "config.agent.policy": Known(("",), "the agent enforces no policy", True),
     "config.agent.cdh_api_timeout": AGENT["cdh_api_timeout"],
     "asset_hash_type": Known(("sha512",), "only `sha512` is there", True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from typing import Any
 
 from kata_fsm import limits
@@ -24,10 +25,12 @@ def check(settings: Settings) -> Settings:
         missing = "" if os.path.exists(qemu.image) else f", and there is no `{qemu.image}`"
         problem = "guest images on a disk are not supported" + missing
         raise _refusal(settings, "image", problem, "set `initrd` instead")
-    if qemu.machine_type not in ("", "q35", "pc"):
-        raise _refusal(settings, "machine_type", f"`{qemu.machine_type}` is not supported, `q35` is")
-    for name in ("path", "kernel", "initrd", "guest_directory", "virtio_fs_daemon"):
+    if qemu.machine_type not in ("", "q35", "pc", "microvm"):
+        raise _refusal(settings, "machine_type", f"`{qemu.machine_type}` is not supported, `q35` and `microvm` are")
+    for name in ("path", "kernel", "initrd", "guest_directory", "virtio_fs_daemon", "entropy_source"):
         _check_path(settings, name)
+    _check_share(settings)
+    _check_modules(settings)
     _check_memory(settings)
     for pattern in qemu.enable_annotations:
         try:
@@ -55,10 +58,36 @@ def _check_path(settings: Settings, name: str) -> None:
     if name == "guest_directory":
         if not os.path.isdir(path):
             raise _refusal(settings, name, f"`{path}` is not a directory")
+    elif name == "entropy_source":
+        if not stat.S_ISCHR(os.stat(path).st_mode):
+            raise _refusal(settings, name, f"`{path}` is not a character device")
     elif not os.path.isfile(path):
         raise _refusal(settings, name, f"`{path}` is not a file")
     elif name in ("path", "virtio_fs_daemon") and not os.access(path, os.X_OK):
         raise _refusal(settings, name, f"`{path}` is not executable")
+
+
+_OURS = re.compile(r"--(fd|socket-path|shared-dir)\b|(-o)?(source|sandbox)=")
+
+
+def _check_share(settings: Settings) -> None:
+    qemu = settings.qemu
+    for word in qemu.virtio_fs_extra_args:
+        if _OURS.match(word) or "\0" in word:
+            raise _refusal(settings, "virtio_fs_extra_args", f"`{word}` is not yours to choose")
+    size = qemu.virtio_fs_queue_size
+    if size and (not 16 <= size <= 1024 or size & (size - 1)):
+        raise _refusal(settings, "virtio_fs_queue_size", f"`{size}`, legal are powers of two from 16 to 1024")
+    for name in ("cpu_features", "machine_accelerators"):
+        if not re.fullmatch(r"[\w.+=,-]*", getattr(qemu, name), re.ASCII):
+            raise _refusal(settings, name, f"`{getattr(qemu, name)}` is no list of `name=value` with commas between")
+
+
+def _check_modules(settings: Settings) -> None:
+    for module in settings.agent.kernel_modules:
+        if not re.match(r"\w[\w-]*(\s|\Z)", module, re.ASCII) or "\0" in module:
+            key = "agent.kata.kernel_modules"
+            raise UsageError(f"`{settings.origin_of(key)}`: `{key}`: `{module}` is no module's name and parameters")
 
 
 def _check_memory(settings: Settings) -> None:

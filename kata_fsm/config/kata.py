@@ -49,21 +49,17 @@ def _keys(why: str, unsafe: bool = False, **defaults: Any) -> dict[str, Known]:
 
 _CONFIDENTIAL = "confidential guests are not built: the host could read the guest's memory"
 _DISK = "guest images on a disk are not supported, the guest's root is an initrd"
-_SHARE = "the share's options are fixed: virtio-fs with cache `auto`"
 _GROW = "a sandbox keeps the memory and processors that it booted with"
 _BLOCK = "block devices are not passed to guests"
 _NO_RATES = "traffic of the guest is not limited by the machine monitor"
 _VFIO = "devices of the host are not passed to guests"
 _BACKING = "the guest's memory is shared anonymous memory, taken when it is touched"
-_ENTROPY = ("/dev/urandom", "/dev/random", "")
 
 HYPERVISOR: dict[str, Known] = {
     **_keys("no VMM but QEMU is used", ctlpath="", valid_ctlpaths=[], jailer_path="", valid_jailer_paths=[]),
     **_keys("no VMM but QEMU is used", disable_seccomp=False, remote_hypervisor_timeout=600),
     **_keys("no VMM but QEMU is used", remote_hypervisor_socket=("", "/run/peerpod/hypervisor.sock")),
     **_keys("the guest's kernel is started directly", firmware="", firmware_volume="", pflashes=[]),
-    **_keys("the machine's options are fixed", machine_accelerators=""),
-    **_keys("features of the processor are part of our key `cpu`", cpu_features=("", "pmu=off")),
     **_keys(_GROW, default_maxvcpus=(0, 1), default_maxmemory=0, memory_slots=10, memory_offset=0),
     **_keys(_GROW, enable_virtio_mem=False, enable_numa=False, numa_mapping=[], enable_guest_swap=False),
     **_keys("devices are plugged into PCI Express root ports", default_bridges=1),
@@ -92,9 +88,7 @@ HYPERVISOR: dict[str, Known] = {
         disk_rate_limiter_ops_one_time_burst=0,
     ),
     **_keys("directories reach the guest by virtio-fs", shared_fs="virtio-fs", msize_9p=8192),
-    **_keys(_SHARE, virtio_fs_cache=("auto", "none", "never", "metadata"), virtio_fs_cache_size=0),
-    **_keys(_SHARE, virtio_fs_queue_size=1024),
-    **_keys(_SHARE, virtio_fs_extra_args=([], ["--thread-pool-size=1", "--announce-submounts"])),
+    **_keys("the share has no window in the guest's memory (DAX)", virtio_fs_cache_size=0),
     **_keys(_BACKING, enable_mem_prealloc=False, enable_hugepages=False, enable_swap=False, file_mem_backend=""),
     **_keys(_BACKING, valid_file_mem_backends=([], [""]), hugepage_type=""),
     **_keys("memory that the guest frees is always given back", reclaim_guest_freed_memory=(False, True)),
@@ -118,8 +112,6 @@ HYPERVISOR: dict[str, Known] = {
         net_rate_limiter_ops_max_rate=0,
         net_rate_limiter_ops_one_time_burst=0,
     ),
-    **_keys("the guest's entropy comes from /dev/urandom", entropy_source=_ENTROPY),
-    **_keys("the guest's entropy comes from /dev/urandom", valid_entropy_sources=([], list(_ENTROPY))),
     **_keys("hooks in the guest are not run", unsafe=True, guest_hook_path=""),
     **_keys("the agent is reached through a virtio-serial port", use_vsock=False),
     **_keys("whether guests run on KVM is tried, not guessed", disable_nesting_checks=False),
@@ -153,10 +145,9 @@ _FIXED_TIMES = "the limits of calls to the agent are fixed"
 AGENT: dict[str, Known] = {
     **_keys("the agent is not traced", enable_tracing=False),
     **_keys("the agent is not traced", trace_mode=("dynamic", "static"), trace_type=("isolated", "collated")),
-    **_keys("the modules of the guest's kernel are those of its image", kernel_modules=[]),
     **_keys("there is no debug console; `kata-fsm exec` reaches a container", debug_console_enabled=False),
     **_keys(_FIXED_TIMES, cdh_api_timeout=50, launch_process_timeout=0, dial_timeout_ms=10, reconnect_timeout_ms=3000),
-    **_keys(_FIXED_TIMES, create_container_timeout=(60, 30), container_pipe_size=0),
+    **_keys("pipes of processes have the sizes that are fastest", container_pipe_size=0),
     **_keys("devices of the host are not passed to guests", visible_cdi_devices=False),
 }
 
@@ -176,7 +167,6 @@ RUNTIME: dict[str, Known] = {
     **_keys(_GROW, static_sandbox_resource_mgmt=(False, True)),
     **_keys("directories of the host reach the guest by virtio-fs", disable_guest_empty_dir=(True, False)),
     **_keys("volumes are not encrypted", unsafe=True, emptydir_mode=("shared-fs", "block-plain")),
-    **_keys(_FIXED_TIMES, create_container_timeout=60),
     **_keys("devices of a directly attachable network are not read", dan_conf=("/run/kata-containers/dans", "")),
     **_keys("Python's own profilers serve", enable_pprof=False),
     **_keys("images are not pulled inside the guest", unsafe=True, experimental_force_guest_pull=False),

@@ -16,6 +16,7 @@ from kata_fsm.config.kata import SECTIONS as KATA_SECTIONS
 from kata_fsm.config.layers import Merged, Path, lay_all
 from kata_fsm.config.settings import SECTIONS, Ignored, Origin, Qemu, Settings
 from kata_fsm.errors import UsageError
+from kata_fsm.limits import CREATE_TIMEOUT_S_MAX
 
 
 def load(named: str | None = None, annotations: Mapping[str, str] | None = None) -> Settings:
@@ -148,6 +149,14 @@ def _further_notes(merged: Merged) -> list[str]:
     machine = merged.get(("hypervisor", "qemu", "machine_type"))
     if machine is not None and machine.value == "pc":
         found.append(f"`{machine.origin}`: `hypervisor.qemu.machine_type`: `pc` is taken for `q35`")
+    cache = merged.get(("hypervisor", "qemu", "virtio_fs_cache"))
+    if cache is not None and cache.value == "metadata":
+        found.append(f"`{cache.origin}`: `hypervisor.qemu.virtio_fs_cache`: `metadata` is taken for `auto`")
+    for key in (("agent", "kata", "create_container_timeout"), ("runtime", "create_container_timeout")):
+        limit = merged.get(key)
+        if limit is not None and isinstance(limit.value, int) and limit.value > CREATE_TIMEOUT_S_MAX:
+            taken = f"`{limit.value}` is taken for `{CREATE_TIMEOUT_S_MAX}`"
+            found.append(f"`{limit.origin}`: `{'.'.join(key)}`: {taken}")
     return found
 
 

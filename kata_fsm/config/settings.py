@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from kata_fsm import limits
 from kata_fsm.world import repository_root
 
 INSTALLED_GUEST = "/usr/share/kata-fsm/guest"
@@ -46,7 +47,11 @@ class Qemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = ""
     machine_type: Annotated[
-        str, _about("QEMU's machine. There is only `q35`; `pc`, Kata's older default, is taken for it.")
+        str,
+        _about(
+            "QEMU's machine: `q35` or `microvm` (with PCI Express, for what is plugged while it runs); "
+            "`pc`, Kata's older default, is taken for `q35`."
+        ),
     ] = ""
     accel: Annotated[
         Literal["auto", "kvm", "tcg"],
@@ -58,6 +63,8 @@ class Qemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cpu: Annotated[str, _about("QEMU's -cpu; empty: what suits the accelerator and the image. (A key of our own.)")] = (
         ""
     )
+    cpu_features: Annotated[str, _about("Appended to QEMU's -cpu: `pmu=off,vmx=off`.")] = ""
+    machine_accelerators: Annotated[str, _about("Appended to QEMU's -machine: `kernel_irqchip=split`.")] = ""
     default_memory: Annotated[Positive | None, _about("Memory of a sandbox at boot, in MiB.")] = None
     default_vcpus: Annotated[
         int | float | None,
@@ -69,6 +76,25 @@ class Qemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kernel_params: Annotated[str, _about("Appended to the guest kernel's command line.")] = ""
     enable_debug: Annotated[bool, _about("Have the agent log its every step to the guest console.")] = False
     virtio_fs_daemon: Annotated[str, _about("The daemon that shares directories with the guest.")] = ""
+    virtio_fs_cache: Annotated[
+        Literal["auto", "always", "none", "never", "metadata", ""],
+        _about(
+            "What the guest may keep of the share's files: `auto`, `always` or `none`, which `never` means as well; "
+            "`metadata`, which Debian's daemon does not have, is taken for `auto`."
+        ),
+    ] = ""
+    virtio_fs_queue_size: Annotated[
+        Annotated[int, msgspec.Meta(ge=0)] | None,
+        _about("Requests that the share's queue holds: a power of two from 16 to 1024. 0: as by default."),
+    ] = None
+    virtio_fs_extra_args: Annotated[
+        tuple[str, ...],
+        _about("Further arguments of the daemon. `--announce-submounts` is always in force and left out."),
+    ] = ()
+    entropy_source: Annotated[str, _about("The host's device that the guest's entropy comes from.")] = ""
+    valid_entropy_sources: Annotated[
+        tuple[str, ...], _about("Patterns of what the annotation `entropy_source` may name.")
+    ] = ()
     disable_vhost_net: Annotated[
         bool, _about("Move the packets of the guest's NICs in QEMU, also where the host's kernel could.")
     ] = False
@@ -109,6 +135,19 @@ class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dial_timeout: Annotated[
         Positive | None, _about("Seconds that the guest may take to boot until its agent answers.")
     ] = None
+    create_container_timeout: Annotated[
+        Positive | None,
+        _about(
+            f"Seconds that making a container in the guest may take; above {limits.CREATE_TIMEOUT_S_MAX} they are that."
+        ),
+    ] = None
+    kernel_modules: Annotated[
+        tuple[str, ...],
+        _about(
+            "Modules of the guest's kernel to load before any container: each a name and its parameters, with blanks "
+            "between. One that the guest image does not hold fails the sandbox."
+        ),
+    ] = ()
 
 
 class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -125,6 +164,9 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "Leave the workload's seccomp profile out. (Kata's default is true; here profiles are applied in the guest.)"
         ),
     ] = False
+    create_container_timeout: Annotated[Positive | None, _about("As that of `[agent.kata]`, over which it goes.")] = (
+        None
+    )
 
 
 SECTIONS: dict[tuple[str, ...], type[msgspec.Struct]] = {
@@ -140,8 +182,13 @@ BUILT_IN: dict[str, Any] = {
     "hypervisor.qemu.default_vcpus": 1,
     "hypervisor.qemu.pcie_root_port": 4,
     "hypervisor.qemu.virtio_fs_daemon": "/usr/lib/qemu/virtiofsd",
+    "hypervisor.qemu.virtio_fs_cache": "auto",
+    "hypervisor.qemu.virtio_fs_queue_size": 128,
+    "hypervisor.qemu.entropy_source": "/dev/urandom",
     "hypervisor.qemu.seccompsandbox": "on",
     "agent.kata.dial_timeout": 60,
+    "agent.kata.create_container_timeout": 60,
+    "runtime.create_container_timeout": 60,
 }
 """What an empty or absent setting comes to, where it is not the empty value itself."""
 
@@ -217,25 +264,46 @@ def hypervisor_settings(settings: Settings) -> dict[str, Any]:
     params = qemu.kernel_params.split()
     if qemu.enable_debug or settings.agent.enable_debug:
         params.append("agent.log=debug")
+    patience_s = create_timeout_s(settings) or 0
+    if patience_s > limits.AGENT_CALL_TIMEOUT_S:  # which the agent has by itself
+        params.append(f"agent.create_container_timeout={patience_s}")
     found: dict[str, Any] = {
         "qemu": qemu.path,
         "virtiofsd": qemu.virtio_fs_daemon,
         "image": qemu.guest_directory or default_guest_directory(),
         "kernel": qemu.kernel,
         "initrd": qemu.initrd,
-        "machine": qemu.machine_type and "q35",
+        "machine": "microvm" if qemu.machine_type == "microvm" else qemu.machine_type and "q35",
         "accel": qemu.accel,
         "cpu": qemu.cpu,
         "memory_mib": qemu.default_memory,
         "vcpus": _vcpus(qemu.default_vcpus),
         "kernel_params": params,
         "root_ports": qemu.pcie_root_port or None,
+        "cpu_features": qemu.cpu_features,
+        "machine_options": qemu.machine_accelerators,
+        "entropy_source": qemu.entropy_source,
+        "virtiofsd_cache": {"never": "none", "metadata": "auto"}.get(qemu.virtio_fs_cache, qemu.virtio_fs_cache),
+        "virtiofsd_arguments": [word for word in qemu.virtio_fs_extra_args if word != "--announce-submounts"],
+        "share_queue_size": qemu.virtio_fs_queue_size or None,
     }
     if qemu.disable_vhost_net:
         found["vhost_net"] = False
     if qemu.seccompsandbox == "off":
         found["seccomp"] = False
     return {name: value for name, value in found.items() if value not in ("", None, [])}
+
+
+def create_timeout_s(settings: Settings) -> int | None:
+    """Seconds that making a container in the guest may take; None: as by default."""
+    wanted = settings.runtime.create_container_timeout or settings.agent.create_container_timeout
+    return wanted and min(wanted, limits.CREATE_TIMEOUT_S_MAX)
+
+
+def kernel_modules(settings: Settings) -> list[dict[str, Any]]:
+    """[{"name", "parameters"}] to load in the guest."""
+    words = [module.split() for module in settings.agent.kernel_modules]
+    return [{"name": name, "parameters": parameters} for name, *parameters in words]
 
 
 def _vcpus(count: float | None) -> int | None:

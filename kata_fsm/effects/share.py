@@ -58,8 +58,18 @@ def argv(settings: HypervisorSettings, paths: Paths, listener: int, *, may_raise
     virtiofsd negotiates killpriv_v2. Without CAP_SYS_RESOURCE virtiofsd fails to raise its limit of open files: then
     it is told not to try, and gets the hard limit it has.
     """
-    options = f"sandbox={settings.virtiofsd_sandbox},cache=auto,announce_submounts,xattr,log_level=warn"
-    line = [settings.virtiofsd, f"--fd={listener}", "-o", source_option(paths), "-o", options]
+    options = (
+        f"sandbox={settings.virtiofsd_sandbox},cache={settings.virtiofsd_cache},announce_submounts,xattr,log_level=warn"
+    )
+    line = [
+        settings.virtiofsd,
+        f"--fd={listener}",
+        "-o",
+        source_option(paths),
+        "-o",
+        options,
+        *settings.virtiofsd_arguments,
+    ]
     return line if may_raise_limits else [*line, "--rlimit-nofile=0"]
 
 
@@ -71,7 +81,7 @@ def source_option(paths: Paths) -> str:
 def _remake_mounts(paths: Paths) -> None:
     shared, view = paths.shared, served(paths)
     for path in (view, shared):
-        tree.make_directory(path)
+        tree.make_directory(path, tree.PASSABLE)
     try:
         for path in (shared, _private(paths)):
             mounts.mount(path, path, mounts.MS_BIND)
@@ -201,14 +211,21 @@ class SharePlug:
     Result: {"tag", "device", "bus", "plugged": False when it was there already}.
     """
 
-    def __init__(self, paths: Paths, monitor: Monitor) -> None:
+    def __init__(self, paths: Paths, settings: HypervisorSettings, monitor: Monitor) -> None:
         self.paths = paths
+        self.settings = settings
         self.monitor = monitor
 
     async def perform(self, intent: Intent) -> dict[str, Any]:
         """Plug it; one that is there is fine."""
         try:
-            plugged = await hotplug.plug_share(self.monitor, socket=self.paths.virtiofsd_sock, tag=TAG, bus=PORT)
+            plugged = await hotplug.plug_share(
+                self.monitor,
+                socket=self.paths.virtiofsd_sock,
+                tag=TAG,
+                bus=PORT,
+                queue_size=self.settings.share_queue_size,
+            )
         except errors.EffectError as error:
             raise self._with_last_words(error) from error
         return {"tag": TAG, "device": hotplug.SHARE_DEVICE, "bus": PORT, "plugged": plugged}

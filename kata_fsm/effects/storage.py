@@ -100,7 +100,7 @@ def stage(top: str, params: Mapping[str, Any], enter: Enter = _anywhere) -> list
     """Make every bind below `top`, or none: what was made is taken away again on the first error. Blocks."""
     unstage(top)
     try:
-        tree.make_directory(top)
+        tree.make_directory(top, tree.PASSABLE)
         return [_bind_one(bind, enter) for bind in plan(top, params)]
     except errors.EffectError:
         unstage(top)

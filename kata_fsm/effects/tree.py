@@ -23,12 +23,19 @@ def checked_name(name: str, what: str) -> str:
     return name
 
 
+PASSABLE = 0o711
+"""For what the guest sees: the root of a user namespace there, who is nobody, has to come through to its root file system.
+On the host nobody comes that far: the sandbox's own directory is root's."""
+
+
 def make_directory(path: str, mode: int = 0o700) -> None:
-    """Make `path` and its missing parents, each with `mode`. Raises EffectError (no space, a file in the way)."""
+    """Make `path` with `mode` and its missing parents. Raises EffectError (no space, a file in the way)."""
     try:
-        os.makedirs(os.path.dirname(path), mode=mode, exist_ok=True)
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         try:
-            os.mkdir(path, mode)
+            os.mkdir(path, 0o700)
+            if mode != 0o700:
+                os.chmod(path, mode)  # whatever the umask is
         except FileExistsError:
             if not stat.S_ISDIR(os.lstat(path).st_mode):
                 raise

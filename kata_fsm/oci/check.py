@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from kata_fsm.errors import SpecError
+from kata_fsm.oci import fields
 from kata_fsm.oci.looking import answered
 from kata_fsm.oci.reading import fault
 from kata_fsm.oci.spec import (
@@ -35,13 +36,14 @@ GUEST_MOUNT_TYPES = frozenset({"proc", "sysfs", "devpts", "mqueue", "tmpfs", "cg
 GUEST_DEVICES = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (10, 200), (10, 229)})
 """Character devices that mean the same in the guest: null zero full random urandom tty console ptmx, net/tun, fuse."""
 
-HOOK_KINDS = ("prestart", "create_runtime", "create_container", "start_container", "poststart", "poststop")
+HOOK_KINDS = ("prestart", "create_runtime", "start_container", "poststart", "poststop")
 
 
 def check(loaded: Loaded) -> None:
     """Refuse what is wrong or cannot be done. Looks at the root file system's directory. Raises `SpecError`."""
     spec = loaded.spec
     _check_version(spec)
+    fields.refuse(loaded.document)
     if spec.process is None:
         raise fault("process", "is missing")
     check_process(spec.process)
@@ -51,8 +53,6 @@ def check(loaded: Loaded) -> None:
     for index, mount in enumerate(spec.mounts or []):
         _check_mount(f"mounts[{index}]", mount)
     _check_hooks(spec.hooks)
-    if spec.vm:
-        raise fault("vm", "is not supported", hint="set the hypervisor up in the configuration file")
     if spec.linux is not None:
         _check_linux(spec.linux)
 
@@ -115,8 +115,8 @@ def _check_mount(field: str, mount: Mount) -> None:
     if ".." in mount.destination.split("/"):
         raise fault(f"{field}.destination", f"`{mount.destination}` contains `..`")
     idmapped = {"idmap", "ridmap"} & {option.partition("=")[0] for option in mount.options or []}
-    if mount.uid_mappings or mount.gid_mappings or idmapped:
-        raise fault(field, "id-mapped mounts are not supported")
+    if idmapped:
+        raise fault(f"{field}.options", "id-mapped mounts are not supported")
     if is_bind(mount):
         if not mount.source:
             raise fault(f"{field}.source", "is missing for a bind mount")
@@ -130,10 +130,6 @@ def _check_hooks(hooks: Hooks | None) -> None:
         first, *rest = kind.split("_")
         name = first + "".join(word.capitalize() for word in rest)
         for index, hook in enumerate(getattr(hooks, kind) or []):
-            if kind == "create_container":
-                # config.md: found by its path on the host, run in the container's namespaces, which are the guest's
-                problem = "hooks of this kind are not supported: a program of the host cannot be run in the guest"
-                raise fault(f"hooks.{name}", problem, hint="use createRuntime or startContainer")
             if not hook.path.startswith("/"):
                 raise fault(f"hooks.{name}[{index}].path", f"`{hook.path}` is not an absolute path")
             if hook.timeout is not None and hook.timeout <= 0:
@@ -145,10 +141,6 @@ def _check_linux(linux: Linux) -> None:
         _check_namespace(f"linux.namespaces[{index}]", namespace)
     for index, device in enumerate(linux.devices or []):
         check_device(f"linux.devices[{index}]", device)
-    if linux.seccomp and linux.seccomp.get("listenerPath"):
-        raise fault("linux.seccomp.listenerPath", "a listener on the host cannot serve the guest")
-    if linux.intel_rdt:
-        raise fault("linux.intelRdt", "is not supported")
     if linux.resources is not None:
         check_resources(linux.resources)
 

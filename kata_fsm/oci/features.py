@@ -7,18 +7,8 @@ from typing import Any
 
 from kata_fsm import __version__
 from kata_fsm.oci.check import GUEST_MOUNT_TYPES
+from kata_fsm.oci.mount_options import APPLIED
 from kata_fsm.oci.spec import CAPABILITIES
-
-
-def _words(text: str) -> list[str]:
-    return text.split()
-
-
-MOUNT_OPTIONS = _words(
-    "async atime bind defaults dev diratime dirsync exec iversion lazytime loud mand noatime nodev "
-    "nodiratime noexec noiversion nolazytime nomand norelatime nostrictatime nosuid private rbind "
-    "relatime remount ro rprivate rslave rw silent slave strictatime suid sync tmpcopyup "
-)
 
 SECCOMP_ACTIONS = [
     "SCMP_ACT_ALLOW",
@@ -42,23 +32,40 @@ SECCOMP_OPERATORS = [
 ]
 
 
+SECCOMP_ARCHS = ["SCMP_ARCH_X86", "SCMP_ARCH_X32", "SCMP_ARCH_X86_64"]
+
+SECCOMP_FLAGS = ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC"]
+
+UNSAFE_ANNOTATIONS = ["io.katacontainers.config."]
+"""By their beginning: they change the sandbox, as far as the configuration's `enable_annotations` lets them."""
+
+
 def features() -> dict[str, Any]:
     """The document (runtime-spec, features.md)."""
     return {
         "ociVersionMin": "1.0.0",
-        "ociVersionMax": "1.0.2-dev",
+        "ociVersionMax": "1.3.0",
         "hooks": ["prestart", "createRuntime", "startContainer", "poststart", "poststop"],
-        "mountOptions": MOUNT_OPTIONS,
+        "mountOptions": sorted(APPLIED),
         "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": CAPABILITIES,
             "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": False},
-            "seccomp": {"enabled": True, "actions": SECCOMP_ACTIONS, "operators": SECCOMP_OPERATORS},
+            "seccomp": {
+                "enabled": True,
+                "actions": SECCOMP_ACTIONS,
+                "operators": SECCOMP_OPERATORS,
+                "archs": SECCOMP_ARCHS,
+                "knownFlags": SECCOMP_FLAGS,
+                "supportedFlags": SECCOMP_FLAGS,
+            },
             "apparmor": {"enabled": False},
             "selinux": {"enabled": False},
             "intelRdt": {"enabled": False},
             "mountExtensions": {"idmap": {"enabled": False}},
+            "netDevices": {"enabled": False},
         },
+        "potentiallyUnsafeConfigAnnotations": UNSAFE_ANNOTATIONS,
         "annotations": {
             "org.kata-fsm.version": __version__,
             "org.kata-fsm.isolation": "virtual machine",

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from kata_fsm.oci import fields, mount_options
 from kata_fsm.oci.check import is_bind, unknown_capabilities
 from kata_fsm.oci.looking import answered
 from kata_fsm.oci.reading import fault
@@ -106,11 +107,12 @@ def adapt(loaded: Loaded, *, key: str, kind: str, look: Look = look_at_host, sec
     draft = _Draft(loaded, key, look)
     linux = loaded.spec.linux or Linux()
     netns = _network(linux, kind)
+    draft.resources(linux)
+    draft.warnings += fields.take_out(draft.document)
     draft.root()
     draft.mounts(loaded.spec.mounts or [])
     draft.namespaces(linux)
-    draft.resources(linux)
-    draft.labels()
+    draft.capabilities()
     draft.hooks()
     if not seccomp:
         draft.drop(draft.section("linux"), "seccomp", "`runtime.disable_guest_seccomp` is set", "linux")
@@ -184,6 +186,10 @@ class _Draft:
         plain = {**self.document["mounts"][index], "destination": destination, "options": options}
         if not is_bind(mount):
             return plain
+        for word in options:
+            if word not in mount_options.APPLIED:
+                problem = f"`{word}` is not applied: a bind mount has no such option"
+                self.warnings.append(f"config.json: `mounts[{index}].options`: {problem}")
         return {**plain, "type": "bind", "source": self._bind_source(index, mount, destination, options)}
 
     def _bind_source(self, index: int, mount: Mount, destination: str, options: list[str]) -> str:
@@ -227,26 +233,19 @@ class _Draft:
             self.document["hooks"] = {"startContainer": given["startContainer"]}
 
     def resources(self, linux: Linux) -> None:
-        """Limits that mean something to the guest's kernel (cgroup v2) stay; engines' "unset" values go."""
+        """Engines' "unset" values go."""
         section = self.section("linux")
         section["cgroupsPath"] = f"{GUEST_CGROUP}/{self.key}"
         if linux.resources is None:
             return
-        guest = section["resources"] = clean_resources(section["resources"])
-        for name in ("blockIO", "network", "rdma", "hugepageLimits"):
-            self.drop(guest, name, "the guest has no such device or controller", "linux.resources")
-        for name in ("cpus", "mems"):
-            self.drop(guest.get("cpu", {}), name, "the guest numbers its processors itself", "linux.resources.cpu")
+        section["resources"] = clean_resources(section["resources"])
 
-    def labels(self) -> None:
+    def capabilities(self) -> None:
+        """They stay, crun goes without those that it does not know, and here that is said."""
         if self.process is not None:
             self.warnings += [
                 f"config.json: `process.capabilities`: {line}" for line in unknown_capabilities(self.process)
             ]
-        process = self.section("process")
-        self.drop(process, "apparmorProfile", "the guest has no AppArmor", "process")
-        self.drop(process, "selinuxLabel", "the guest has no SELinux", "process")
-        self.drop(self.section("linux"), "mountLabel", "the guest has no SELinux", "linux")
 
 
 def _is_kernel_made(source: str) -> bool:
@@ -266,7 +265,7 @@ def _readonly(options: list[str]) -> bool:
 
 
 _UNSET_WHEN_ZERO = {
-    "cpu": ("shares", "quota", "period", "realtimeRuntime", "realtimePeriod"),
+    "cpu": ("shares", "quota", "period", "burst", "realtimeRuntime", "realtimePeriod"),
     "memory": ("limit", "reservation", "swap", "kernel", "kernelTCP", "disableOOMKiller"),
     "pids": ("limit",),
     "blockIO": ("weight", "leafWeight"),
@@ -274,7 +273,8 @@ _UNSET_WHEN_ZERO = {
 
 
 def clean_resources(resources: Document) -> Document:
-    """Resources without nulls and without the zeros and empty values by which engines say "unset"."""
+    """Resources without nulls and without the zeros and empty values by which engines say "unset"; `cpu.burst`, which the
+    guest's crun does not apply, is among the settings of cgroup v2 that it writes as they are."""
     cleaned: Document = {}
     for name, value in resources.items():
         if isinstance(value, dict) and name != "unified":
@@ -286,4 +286,7 @@ def clean_resources(resources: Document) -> Document:
             }
         if value not in (None, {}, []):
             cleaned[name] = value
-    return cleaned
+    burst = cleaned.get("cpu", {}).pop("burst", None)
+    if burst is not None:
+        cleaned["unified"] = {"cpu.max.burst": str(burst), **cleaned.get("unified", {})}
+    return {name: value for name, value in cleaned.items() if value != {}}

@@ -58,13 +58,14 @@ def check(document: Document, *, where: str) -> list[str]:
 
     Raises `SpecError` naming the field.
     """
-    from kata_fsm.oci import spec
+    from kata_fsm.oci import fields, spec
     from kata_fsm.oci.check import check_process, unknown_capabilities
 
     typed = spec.convert(document, spec.Process, where=where)
+    fields.refuse(document, at="process", where=where)
     check_process(typed, where=where, prefix="")
     unknown = [f"{where}: `capabilities`: {line}" for line in unknown_capabilities(typed)]
-    return [*unknown, *_drop_labels(document)]
+    return [*unknown, *fields.take_out(document, at="process", where=where)]
 
 
 def _from_file(path: str) -> Document:
@@ -146,11 +147,3 @@ def _capability(word: str) -> str:
     if name not in CAPABILITIES:
         raise UsageError(f"exec: there is no capability `{word}`", hint="`kata-fsm features` lists them")
     return name
-
-
-def _drop_labels(document: Document) -> list[str]:
-    warnings = []
-    for name, module in (("apparmorProfile", "AppArmor"), ("selinuxLabel", "SELinux")):
-        if document.pop(name, None):
-            warnings.append(f"exec: `{name}` is not applied: the guest has no {module}")
-    return warnings

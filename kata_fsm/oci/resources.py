@@ -10,7 +10,7 @@ from typing import Any
 
 from kata_fsm.errors import UsageError
 from kata_fsm.limits import SPEC_BYTES_MAX
-from kata_fsm.oci import spec
+from kata_fsm.oci import fields, spec
 from kata_fsm.oci.check import check_resources
 from kata_fsm.oci.guest import clean_resources
 from kata_fsm.oci.reading import read_file
@@ -49,13 +49,6 @@ _PLACES = {
 }
 _SIZED = ("memory", "memory-reservation", "memory-swap")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(?:i?b)?\Z", re.IGNORECASE | re.ASCII)
-_DROPPED = {
-    "blockIO": "the guest has no disks",
-    "network": "the network belongs to the host",
-    "rdma": "the guest has no such device",
-    "hugepageLimits": "the guest has no huge pages",
-    "devices": "device rules cannot be changed",
-}
 
 
 def bytes_of(text: str) -> int:
@@ -100,14 +93,11 @@ def from_file(path: str) -> tuple[Document, list[str]]:
     where = f"resources `{path}`"
     _, document = spec.parse(data, spec.Resources, where=where)
     document = clean_resources(document)
-    warnings = []
-    for name, why in _DROPPED.items():
-        if document.pop(name, None):
-            warnings.append(f"update: `{name}` is not applied: {why}")
-    for name in ("cpus", "mems"):
-        if document.get("cpu", {}).pop(name, None):
-            warnings.append(f"update: `cpu.{name}` is not applied: the guest numbers its processors itself")
-    return _checked(document, where), warnings
+    fields.refuse(document, at="linux.resources", where=where)
+    warnings = fields.take_out(document, at="linux.resources", where="update")
+    if document.pop("devices", None):
+        warnings.append("update: `devices` is not applied: device rules cannot be changed")
+    return _checked(clean_resources(document), where), warnings
 
 
 def _read_stdin() -> bytes:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`config.json`, read strictly: every field that we act on has a type, and a wrong one is named with its path.
 
-The types follow the OCI runtime specification 1.0.2 and the parts of 1.1 that engines already send. Unknown properties
-are ignored, as the specification demands; `null` counts as absent, because Go writes it for empty things. The whole
+The types follow the OCI runtime specification 1.3; `fields` has every field's fate. Unknown properties are no error, as
+the specification demands; `null` counts as absent, because Go writes it for empty things. The whole
 document is kept beside the typed view: what we have no opinion about reaches the guest as it is.
 """
 
@@ -87,8 +87,6 @@ class Process(_Section, frozen=True):
     capabilities: Capabilities | list[str] | None = None  # the list is the form of specifications before 1.0
     rlimits: list[Rlimit] | None = None
     no_new_privileges: bool | None = None
-    apparmor_profile: str | None = None
-    selinux_label: str | None = None
     oom_score_adj: Int64 | None = None
 
 
@@ -108,8 +106,6 @@ class Mount(_Section, frozen=True):
     type: str | None = None
     source: str | None = None
     options: list[str] | None = None
-    uid_mappings: list[IdMapping] | None = None
-    gid_mappings: list[IdMapping] | None = None
 
 
 class Hook(_Section, frozen=True):
@@ -122,7 +118,6 @@ class Hook(_Section, frozen=True):
 class Hooks(_Section, frozen=True):
     prestart: list[Hook] | None = None
     create_runtime: list[Hook] | None = None
-    create_container: list[Hook] | None = None
     start_container: list[Hook] | None = None
     poststart: list[Hook] | None = None
     poststop: list[Hook] | None = None
@@ -180,10 +175,6 @@ class Resources(_Section, frozen=True):
     memory: Memory | None = None
     cpu: Cpu | None = None
     pids: Pids | None = None
-    block_io: Document | None = msgspec.field(name="blockIO", default=None)
-    hugepage_limits: list[Document] | None = None
-    network: Document | None = None
-    rdma: Document | None = None
     unified: dict[str, str] | None = None
 
 
@@ -198,9 +189,7 @@ class Linux(_Section, frozen=True):
     seccomp: Document | None = None
     masked_paths: list[str] | None = None
     readonly_paths: list[str] | None = None
-    mount_label: str | None = None
     rootfs_propagation: str | None = None
-    intel_rdt: Document | None = None
 
 
 class Spec(_Section, frozen=True):
@@ -215,7 +204,6 @@ class Spec(_Section, frozen=True):
     hooks: Hooks | None = None
     annotations: dict[str, str] | None = None
     linux: Linux | None = None
-    vm: Document | None = None
 
 
 class Loaded(msgspec.Struct, frozen=True):

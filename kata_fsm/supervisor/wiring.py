@@ -15,7 +15,7 @@ from kata_fsm.effects.network import handlers as network
 from kata_fsm.effects.network.change import NetworkChange
 from kata_fsm.effects.placement import Placement
 from kata_fsm.effects.protocols import Handler
-from kata_fsm.limits import BOOT_TIMEOUT_S
+from kata_fsm.limits import AGENT_CALL_TIMEOUT_S, BOOT_TIMEOUT_S
 from kata_fsm.machines.vocab import Cause
 from kata_fsm.world import Paths, World
 
@@ -29,6 +29,7 @@ class Wiring:
     def __init__(self, paths: Paths, world: World, link: Link, config: dict[str, Any]) -> None:
         settings = from_dict(config.get("hypervisor") or {})
         boot_timeout_s = float(config.get("boot_timeout_s") or BOOT_TIMEOUT_S)
+        create_timeout_s = float(config.get("create_timeout_s") or AGENT_CALL_TIMEOUT_S)
         self.monitor = Monitor(paths.qmp_sock)
         self.place = Placement(paths.uid, config)
         self.launch = hypervisor.HypervisorLaunch(paths, settings, self.monitor, self.place)
@@ -41,13 +42,13 @@ class Wiring:
             "network.change": NetworkChange(paths, settings, self.monitor, link),
             "network.detach": network.NetworkDetach(paths, settings),
             "share.prepare": self.prepare,
-            "share.plug": share.SharePlug(paths, self.monitor),
+            "share.plug": share.SharePlug(paths, settings, self.monitor),
             "share.release": share.ShareRelease(paths, settings),
             "agent.connect": guest.AgentConnect(link, world, boot_timeout_s),
-            "agent.configure": guest.AgentConfigure(link, world),
+            "agent.configure": guest.AgentConfigure(link, world, config.get("kernel_modules") or ()),
             "agent.disconnect": guest.AgentDisconnect(link, world),
             "container.prepare": storage.ContainerPrepare(paths),
-            "container.create": hooks.Before(guest.ContainerCreate(link, world)),
+            "container.create": hooks.Before(guest.ContainerCreate(link, world, create_timeout_s)),
             "container.start": hooks.After(guest.ContainerStart(link, world), "poststart"),
             "container.pause": guest.ContainerPause(link, world),
             "container.resume": guest.ContainerResume(link, world),

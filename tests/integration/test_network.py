@@ -217,7 +217,11 @@ def test_macvtap(kata: Kata, lab: Lab, tmp_path: Path) -> None:
     assert laboratory.changes(before, pod.dump()) == ""
 
 
-def test_interfaces_come_and_go_while_the_pod_runs(kata: Kata, lab: Lab, tmp_path: Path) -> None:
+@pytest.mark.parametrize("machine", ["q35", "microvm"])
+def test_interfaces_come_and_go_while_the_pod_runs(kata: Kata, lab: Lab, tmp_path: Path, machine: str) -> None:
+    settings = tmp_path / "configuration.toml"
+    settings.write_text(f'[hypervisor.qemu]\nmachine_type = "{machine}"\n')
+    kata.env["KATA_CONF_FILE"] = str(settings)
     pod, out = pair(lab)
     kata.detached("c1", bundle(kata, "b", pod, *SLEEP))
     lab.wire(pod, "eth1", out, "up1")

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from kata_fsm.effects.agent.client import AGENT, EXTENSION, AgentCallError, AgentUnreachable, one_line
 from kata_fsm.effects.protocols import Observed
 from kata_fsm.errors import EffectError, TimeoutExceeded
-from kata_fsm.limits import BOOT_TIMEOUT_S
+from kata_fsm.limits import AGENT_CALL_TIMEOUT_S, BOOT_TIMEOUT_S
 from kata_wire import envelope
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from kata_fsm.effects.agent.link import Link
     from kata_fsm.machines.vocab import Intent
     from kata_fsm.world import World
@@ -72,6 +74,10 @@ class AgentConnect(AgentHandler):
 class AgentConfigure(AgentHandler):
     """Tell the guest what belongs to this sandbox: clock, entropy, host name, file share, shared memory."""
 
+    def __init__(self, link: Link, world: World, kernel_modules: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__(link, world)
+        self.kernel_modules = kernel_modules
+
     async def perform(self, intent: Intent) -> Result:
         """The calls in Kata's order (virtcontainers/kata_agent.go startSandbox)."""
         from kata_wire import messages
@@ -103,6 +109,10 @@ class AgentConfigure(AgentHandler):
             storages=storages,
             sandbox_pidns=bool(params.get("sandbox_pidns")),
             sandbox_id=params.get("sandbox", ""),
+            kernel_modules=[
+                messages.agent.KernelModule(name=each["name"], parameters=each["parameters"])
+                for each in self.kernel_modules
+            ],
         )
         await call(AGENT, "CreateSandbox", request)
         return {}
@@ -127,6 +137,10 @@ class AgentDisconnect(AgentHandler):
 class ContainerCreate(AgentHandler):
     """Make the container in the guest, its init process waiting to be started."""
 
+    def __init__(self, link: Link, world: World, timeout_s: float = AGENT_CALL_TIMEOUT_S) -> None:
+        super().__init__(link, world)
+        self.timeout_s = timeout_s
+
     async def perform(self, intent: Intent) -> Result:
         """Sends the adapted OCI configuration whole, in the extension field."""
         from kata_wire import messages
@@ -138,7 +152,7 @@ class ContainerCreate(AgentHandler):
             OCI=message,
             sandbox_pidns=bool(intent.params.get("sandbox_pidns")),
         )
-        await self.link.call(AGENT, "CreateContainer", request)
+        await self.link.call(AGENT, "CreateContainer", request, timeout_s=self.timeout_s)
         return {}
 
     async def probe(self, intent: Intent) -> Observed:

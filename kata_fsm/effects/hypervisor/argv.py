@@ -14,6 +14,11 @@ from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.world import Paths
 
 AGENT_PORT = "agent.0"
+MACHINES = {
+    "q35": "q35,memory-backend=mem,vmport=off",
+    # With PCI Express, as what belongs to one sandbox is plugged while it runs: virtio-mmio cannot do that.
+    "microvm": "microvm,memory-backend=mem,pcie=on,rtc=on,isa-serial=on",
+}
 SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -37,9 +42,10 @@ def digest(argv: list[str]) -> str:
 
 def accelerator(settings: HypervisorSettings, accel: str, image_cpu: str = "") -> list[str]:
     """Accelerator and processor: the configured one, or what the image's manifest was measured to be fastest with."""
-    if accel == "kvm":
-        return ["-accel", "kvm", "-cpu", settings.cpu or image_cpu or "host,pmu=off"]
-    return ["-accel", f"tcg,tb-size={settings.tcg_cache_mib}", "-cpu", settings.cpu or image_cpu or "max,la57=off"]
+    how, usual = (
+        ("kvm", "host,pmu=off") if accel == "kvm" else (f"tcg,tb-size={settings.tcg_cache_mib}", "max,la57=off")
+    )
+    return ["-accel", how, "-cpu", ",".join(filter(None, (settings.cpu or image_cpu or usual, settings.cpu_features)))]
 
 
 def _console(paths: Paths) -> list[str]:
@@ -59,7 +65,7 @@ def _devices(settings: HypervisorSettings, paths: Paths) -> list[str]:
         *("-device", "virtio-serial-pci,id=serial0"),
         *("-chardev", f"socket,id=agent,path={quote(paths.agent_sock)},server=on,wait=off"),
         *("-device", f"virtserialport,bus=serial0.0,chardev=agent,name={AGENT_PORT}"),
-        *("-object", "rng-random,id=entropy,filename=/dev/urandom"),
+        *("-object", f"rng-random,id=entropy,filename={quote(settings.entropy_source)}"),
         *("-device", "virtio-rng-pci,rng=entropy"),
         # Memory that the guest frees goes back to the host, and the balloon gives way before the guest kills.
         *("-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on,deflate-on-oom=on"),
@@ -71,15 +77,17 @@ def _devices(settings: HypervisorSettings, paths: Paths) -> list[str]:
     return devices
 
 
-def build(settings: HypervisorSettings, paths: Paths, image: Image, accel: str, sandbox: str) -> list[str]:
-    """The whole command line for `accel`, which is `kvm` or `tcg`."""
+def build(
+    settings: HypervisorSettings, paths: Paths, image: Image, accel: str, sandbox: str, *, tsc_khz: int = 0
+) -> list[str]:
+    """The whole command line for `accel`, which is `kvm` or `tcg`. `tsc_khz`: see `Image.command_line`."""
     return [
         settings.qemu,
         *("-name", f"sandbox-{quote(sandbox)},debug-threads=on"),
         *("-uuid", uuid_of(paths.uid)),
         *("-nodefaults", "-no-user-config", "-no-reboot"),
         *("-display", "none"),
-        *("-machine", f"{settings.machine},memory-backend=mem,vmport=off"),
+        *("-machine", ",".join(filter(None, (MACHINES[settings.machine], settings.machine_options)))),
         *accelerator(settings, accel, image.cpu.get(accel, "")),
         *("-smp", str(settings.vcpus)),
         *("-m", str(settings.memory_mib)),
@@ -87,7 +95,7 @@ def build(settings: HypervisorSettings, paths: Paths, image: Image, accel: str, 
         *("-object", f"memory-backend-memfd,id=mem,size={settings.memory_mib}M,share=on"),
         *("-kernel", image.kernel),
         *(("-initrd", image.initrd) if image.initrd else ()),
-        *("-append", image.command_line(accel, settings)),
+        *("-append", image.command_line(accel, settings, tsc_khz)),
         *_console(paths),
         *_devices(settings, paths),
         *("-chardev", f"socket,id=qmp,path={quote(paths.qmp_sock)},server=on,wait=off"),

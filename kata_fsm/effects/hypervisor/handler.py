@@ -17,7 +17,7 @@ import trio
 from kata_fsm import errors, limits
 from kata_fsm.effects import logs, oom, process, tree
 from kata_fsm.effects.bounded import Bounded
-from kata_fsm.effects.hypervisor import argv, host, image, kvm, watch
+from kata_fsm.effects.hypervisor import argv, host, image, kvm, tsc, watch
 from kata_fsm.effects.hypervisor.qmp import Monitor
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings, from_dict
 from kata_fsm.effects.placement import Placement
@@ -96,7 +96,9 @@ class HypervisorLaunch(_Hypervisor):
         for log in (self.paths.console_log, self.paths.qemu_log):
             tree.write_file(log, "")
         cgroups = await self.place.enter()
-        line = argv.build(settings, self.paths, guest, choice.accel, str(intent.params.get("sandbox", "")))
+        blind = settings.machine == "microvm" and choice.accel == "tcg"
+        khz = await trio.to_thread.run_sync(tsc.host_khz) if blind else 0
+        line = argv.build(settings, self.paths, guest, choice.accel, str(intent.params.get("sandbox", "")), tsc_khz=khz)
         identity = process.spawn(line, log_path=self.paths.qemu_log)
         try:
             await self._until_up(identity, choice.accel)

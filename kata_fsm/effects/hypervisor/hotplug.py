@@ -31,7 +31,7 @@ async def _remove_chardev(monitor: Monitor, label: str) -> None:
         await monitor.command("chardev-remove", {"id": label})
 
 
-async def plug_share(monitor: Monitor, *, socket: str, tag: str, bus: str) -> bool:
+async def plug_share(monitor: Monitor, *, socket: str, tag: str, bus: str, queue_size: int = 128) -> bool:
     """Plug a vhost-user-fs device whose back end listens on `socket`; False if it was there already.
 
     A back end left without its device by a crash between the two commands is replaced. Raises EffectError.
@@ -43,7 +43,8 @@ async def plug_share(monitor: Monitor, *, socket: str, tag: str, bus: str) -> bo
     backend = {"type": "socket", "data": {"addr": address, "server": False}}
     try:
         await monitor.command("chardev-add", {"id": SHARE_CHARDEV, "backend": backend})
-        device = {"driver": "vhost-user-fs-pci", "id": SHARE_DEVICE, "chardev": SHARE_CHARDEV, "tag": tag, "bus": bus}
+        names = {"driver": "vhost-user-fs-pci", "id": SHARE_DEVICE, "chardev": SHARE_CHARDEV, "tag": tag, "bus": bus}
+        device = {**names, "queue-size": queue_size}
         await monitor.command("device_add", device)
     except QmpRefused:
         await _remove_chardev(monitor, SHARE_CHARDEV)

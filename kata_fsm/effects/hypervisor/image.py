@@ -42,11 +42,18 @@ class Image(msgspec.Struct, frozen=True):
     kernel_version: str = ""
     cpu: dict[str, str] = {}
 
-    def command_line(self, accel: str, settings: HypervisorSettings) -> str:
-        """The kernel command line for `accel` (`kvm` or `tcg`): the image's parameters, then the configured ones."""
+    def command_line(self, accel: str, settings: HypervisorSettings, tsc_khz: int = 0) -> str:
+        """The kernel command line for `accel` (`kvm` or `tcg`): the image's parameters, then the configured ones.
+
+        `tsc_khz`: for a machine without any timer but the local APIC's, the speed of the time stamp counter.
+        """
         words: tuple[str, ...] = ()
         if settings.image_params:
             words = self.parameters.common + (self.parameters.kvm if accel == "kvm" else self.parameters.tcg)
+        if settings.machine == "microvm":
+            words = (*words, "pcie_ports=native")  # its ACPI tables do not hand the root ports' hotplug to the kernel
+        if tsc_khz:
+            words = (*(word for word in words if word != "nolapic_timer"), f"tsc_early_khz={tsc_khz}")
         return " ".join(words + settings.kernel_params)
 
 

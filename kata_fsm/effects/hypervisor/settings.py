@@ -24,14 +24,20 @@ class HypervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     qemu: str = "/usr/bin/qemu-system-x86_64"
     virtiofsd: str = "/usr/lib/qemu/virtiofsd"
     virtiofsd_sandbox: Literal["namespace", "chroot"] = "namespace"
+    virtiofsd_cache: Literal["auto", "always", "none"] = "auto"
+    virtiofsd_arguments: tuple[str, ...] = ()
+    share_queue_size: int = 128  # QEMU's own
     image: str = ""
     kernel: str = ""
     initrd: str = ""
     kernel_params: tuple[str, ...] = ()
     image_params: bool = True
-    machine: Literal["q35"] = "q35"
+    machine: Literal["q35", "microvm"] = "q35"
     accel: Literal["auto", "kvm", "tcg"] = "auto"
+    machine_options: str = ""
     cpu: str = ""
+    cpu_features: str = ""
+    entropy_source: str = "/dev/urandom"
     memory_mib: int = 256
     vcpus: int = 1
     # Four cost 0.1 s of the boot, sixteen 0.2 to 0.4: each is a bus that one hot-plugged device takes.
@@ -62,7 +68,7 @@ def _lower(text: str) -> str:
 
 def check(settings: HypervisorSettings) -> HypervisorSettings:
     """The same settings if they can be. Raises UsageError otherwise."""
-    for field in ("qemu", "virtiofsd", "image", "kernel", "initrd"):
+    for field in ("qemu", "virtiofsd", "image", "kernel", "initrd", "entropy_source"):
         path = getattr(settings, field)
         if path and not path.startswith("/"):
             raise errors.UsageError(f"hypervisor setting `{field}` is `{path}`: legal is an absolute path")
@@ -71,6 +77,7 @@ def check(settings: HypervisorSettings) -> HypervisorSettings:
         "vcpus": (1, limits.VCPUS_MAX),
         "root_ports": (1, limits.ROOT_PORTS_MAX),
         "tcg_cache_mib": (1, 4096),
+        "share_queue_size": (16, 1024),
     }
     for field, (low, high) in ranges.items():
         value = getattr(settings, field)

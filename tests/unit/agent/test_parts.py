@@ -63,8 +63,10 @@ def test_the_machine_is_the_sandbox() -> None:
 
 def test_without_a_uts_namespace_the_name_is_the_machine_s() -> None:
     shared = spec(namespaces=[{"type": "uts", "path": "/proc/1/ns/uts"}])
-    bundle.adapt(shared, "c", None)
+    shared["domainname"] = "d"
+    assert bundle.adapt(shared, "c", None) == {"kernel.hostname": "h", "kernel.domainname": "d"}
     assert "hostname" not in shared
+    assert "domainname" not in shared
 
 
 def test_a_pid_namespace_is_its_own_begun_or_joined() -> None:
@@ -87,7 +89,7 @@ def test_settings_go_where_their_namespace_is() -> None:
     assert bundle.adapt(own, "c", None) == {"net.ipv4.ip_forward": "1"}
     assert set(own["linux"]["sysctl"]) == {"kernel.shmmax", "kernel.hostname", "fs.mqueue.msg_max"}
     shared = spec(namespaces=[], sysctl=dict(settings))
-    assert bundle.adapt(shared, "c", None) == settings
+    assert bundle.adapt(shared, "c", None) == settings  # a setting goes over the field of the same meaning
 
 
 def test_a_setting_s_name_cannot_leave_its_directory(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import trio
 from kata_fsm.effects.agent import handlers
 from kata_fsm.effects.agent.link import Link
 from kata_fsm.effects.protocols import Observed
-from kata_fsm.errors import EffectError
+from kata_fsm.errors import EffectError, TimeoutExceeded
 from kata_fsm.machines.vocab import Intent
 from kata_fsm.world import WORLD
 from kata_wire import envelope
@@ -49,14 +49,29 @@ async def test_a_version_is_one_bounded_line(link: Link, peer: AgentPeer) -> Non
     assert result["agent_version"].isprintable()
 
 
+async def test_making_a_container_has_the_limit_that_is_configured(link: Link, peer: AgentPeer, tmp_path: Path) -> None:
+    async def never(_: Message) -> Message:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    peer.script["CreateContainer"] = never
+    kept = tmp_path / "spec.json"
+    kept.write_text(json.dumps(SPEC))
+    create = handlers.ContainerCreate(link, WORLD, timeout_s=0.2)
+    with pytest.raises(TimeoutExceeded, match=r"0\.2"):
+        await create.perform(intent("container.create", spec_file=str(kept)))
+
+
 async def test_configuring_tells_the_guest_what_is_its_sandboxs(link: Link, peer: AgentPeer) -> None:
     given = intent("agent.configure", "", sandbox="box", hostname="h" * 100, shm_size=None, dns=["9.9.9.9"])
-    await handlers.AgentConfigure(link, WORLD).perform(given)
+    modules = [{"name": "dummy", "parameters": ["numdummies=3"]}]
+    await handlers.AgentConfigure(link, WORLD, modules).perform(given)
     names = [name for name, _ in peer.calls if name not in ("Check", "Version")]
     assert names == ["SetGuestDateTime", "ReseedRandomDev", "CreateSandbox"]
     (sandbox,) = peer.called("CreateSandbox")
     assert (sandbox["hostname"], sandbox["sandbox_id"], sandbox["dns"]) == ("h" * 64, "box", ["9.9.9.9"])
     assert [storage["driver"] for storage in sandbox["storages"]] == ["virtio-fs", "ephemeral"]
+    assert sandbox["kernel_modules"] == modules
     (seed,) = peer.called("ReseedRandomDev")
     assert len(set(seed["data"])) > 8
 

@@ -181,7 +181,7 @@ def test_spec_writes_once_and_features_are_json(command: Any, tmp_path: Path) ->
     assert json.loads(written.read_text())["process"]["args"] == ["sh"]
     assert (written.stat().st_mode & 0o777) == 0o640
     assert command("spec", "--bundle", str(tmp_path)).stderr == f"File {written} exists. Remove it first\n"
-    assert json.loads(command("features").stdout)["ociVersionMax"].startswith("1.0.2")
+    assert json.loads(command("features").stdout)["ociVersionMax"] == "1.3.0"
 
 
 def test_delete_force_of_an_unknown_id_is_no_error(command: Any) -> None:

@@ -12,7 +12,7 @@ from kata_fsm.config import document
 from kata_fsm.config.load import load
 from kata_fsm.config.settings import BUILT_IN, Settings, hypervisor_settings
 from kata_fsm.effects.hypervisor.settings import from_dict
-from kata_fsm.limits import BOOT_TIMEOUT_S
+from kata_fsm.limits import AGENT_CALL_TIMEOUT_S, BOOT_TIMEOUT_S
 
 ROOT = Path(__file__).parents[3]
 
@@ -36,7 +36,11 @@ def test_the_values_in_the_comments_are_what_the_handler_takes(variant: str, tmp
     everything.write_text("\n".join(lines[1:]))
     document_ = tomli.loads(everything.read_text())
     assert len(document_["hypervisor"]["qemu"]) > 15
-    sets = {key.rpartition(".")[2]: value for key, value in document.VARIANTS[variant][2].items()}
+    names = {"machine_type": "machine"}
+    sets = {
+        names.get(key.rpartition(".")[2], key.rpartition(".")[2]): value
+        for key, value in document.VARIANTS[variant][2].items()
+    }
     plain = from_dict({**hypervisor_settings(Settings()), **sets})
     assert from_dict(hypervisor_settings(load(str(everything)))) == plain
     assert from_dict(hypervisor_settings(load(str(ROOT / "configs" / variant)))) == plain
@@ -52,6 +56,11 @@ def test_built_in_values_are_those_of_the_handlers() -> None:
         "hypervisor.qemu.default_vcpus": plain.vcpus,
         "hypervisor.qemu.pcie_root_port": plain.root_ports,
         "hypervisor.qemu.virtio_fs_daemon": plain.virtiofsd,
+        "hypervisor.qemu.virtio_fs_cache": plain.virtiofsd_cache,
+        "hypervisor.qemu.virtio_fs_queue_size": plain.share_queue_size,
+        "hypervisor.qemu.entropy_source": plain.entropy_source,
         "hypervisor.qemu.seccompsandbox": "on" if plain.seccomp else "off",
         "agent.kata.dial_timeout": BOOT_TIMEOUT_S,
+        "agent.kata.create_container_timeout": AGENT_CALL_TIMEOUT_S,
+        "runtime.create_container_timeout": AGENT_CALL_TIMEOUT_S,
     } == BUILT_IN

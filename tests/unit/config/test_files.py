@@ -12,7 +12,7 @@ import pytest
 
 from kata_fsm.config import kata, layers
 from kata_fsm.config.lines import line_at, lines_of
-from kata_fsm.config.settings import SECTIONS, Qemu, Settings, hypervisor_settings
+from kata_fsm.config.settings import SECTIONS, Qemu, Settings, create_timeout_s, hypervisor_settings, kernel_modules
 from kata_fsm.errors import UsageError
 
 
@@ -101,12 +101,21 @@ WRONG = {
     QEMU + "path = '/etc/passwd'": ":2`: `hypervisor.qemu.path`: `/etc/passwd` is not executable",
     QEMU + "default_memory = 0": ":2`: `hypervisor.qemu.default_memory`: expected `int` >= 1",
     QEMU + "default_memory = 64": ":2`: `hypervisor.qemu.default_memory`: `64` MiB, legal is 128 to",
-    QEMU + "machine_type = 'microvm'": ":2`: `hypervisor.qemu.machine_type`: `microvm` is not supported, `q35` is",
+    QEMU + "machine_type = 'virt'": ":2`: `hypervisor.qemu.machine_type`: `virt` is not supported, `q35` and `microvm`",
     QEMU + "image = '/a'\ninitrd = '/b'": ":2`: `hypervisor.qemu.image`: `image` and `initrd` are both set",
     QEMU
     + "image = '/a'": ":2`: `hypervisor.qemu.image`: guest images on a disk are not supported, and there is no `/a`",
     QEMU + "confidential_guest = true": ":2`: `hypervisor.qemu.confidential_guest`: `true` cannot be had: confidential",
     QEMU + "guest_hook_path = '/h'": ":2`: `hypervisor.qemu.guest_hook_path`: `/h` cannot be had: hooks in the guest",
+    QEMU + "virtio_fs_cache = 'some'": ":2`: `hypervisor.qemu.virtio_fs_cache`: invalid enum value 'some'",
+    QEMU + "virtio_fs_queue_size = 100": ":2`: `hypervisor.qemu.virtio_fs_queue_size`: `100`, legal are powers of two",
+    QEMU + "virtio_fs_extra_args = ['-o', 'source=/']": "`source=/` is not yours to choose",
+    QEMU + "cpu_features = 'a b'": ":2`: `hypervisor.qemu.cpu_features`: `a b` is no list",
+    QEMU + "machine_accelerators = 'a;b'": ":2`: `hypervisor.qemu.machine_accelerators`: `a;b` is no list",
+    QEMU
+    + "entropy_source = '/etc/passwd'": ":2`: `hypervisor.qemu.entropy_source`: `/etc/passwd` is not a character device",
+    "[agent.kata]\nkernel_modules = ['-r x']": ":2`: `agent.kata.kernel_modules`: `-r x` is no module's name and",
+    "[agent.kata]\ncreate_container_timeout = 0": ":2`: `agent.kata.create_container_timeout`: expected `int` >= 1",
     "[hypervisor.clh]\nconfidential_guest = true": ":2`: `hypervisor.clh.confidential_guest`: `true` cannot be had",
     QEMU + "hot_plug_vfio = 'root-port'\ncold_plug_vfio = 'bridge-port'": "not both",
     "[factory]\nenable_template = true\nvm_cache_number = 2": ":2`: `factory.enable_template`: `true` contradicts",
@@ -122,6 +131,27 @@ def test_what_is_wrong_is_named_with_its_place(etc: Any, text: str) -> None:
         etc.load(text)
     assert str(caught.value).startswith((f"`{etc.file}:", f"configuration file `{etc.file}`"))
     assert WRONG[text] in str(caught.value)
+
+
+def test_what_reaches_into_the_machine_the_share_and_the_agent(etc: Any) -> None:
+    found = etc.load(
+        QEMU
+        + "cpu_features = 'pmu=off'\nvirtio_fs_cache = 'metadata'\nvirtio_fs_extra_args = ['--announce-submounts', '-d']\n"
+        "[agent.kata]\nkernel_modules = ['dummy numdummies=3', 'veth']\ncreate_container_timeout = 90\n"
+        "[runtime]\ncreate_container_timeout = 1200\n"
+    )
+    made = hypervisor_settings(found)
+    assert (made["cpu_features"], made["virtiofsd_cache"], made["virtiofsd_arguments"]) == ("pmu=off", "auto", ["-d"])
+    assert made["kernel_params"] == ["agent.create_container_timeout=120"]
+    assert create_timeout_s(found) == 120
+    assert kernel_modules(found) == [
+        {"name": "dummy", "parameters": ["numdummies=3"]},
+        {"name": "veth", "parameters": []},
+    ]
+    assert [warning.partition("`: ")[2] for warning in found.warnings] == [
+        "`hypervisor.qemu.virtio_fs_cache`: `metadata` is taken for `auto`",
+        "`runtime.create_container_timeout`: `1200` is taken for `120`",
+    ]
 
 
 def test_an_initrd_larger_than_the_memory_is_refused(etc: Any) -> None:
@@ -169,7 +199,7 @@ def test_every_key_of_kata_with_its_default_loads_without_a_word(etc: Any) -> No
         lines.append(f"[{section}]")
         for name, known in kata.keys_of(section).items():
             lines.append(f"{name} = {_value(known.silent[0])}")
-    assert len(lines) > 150
+    assert len(lines) > 145
     found = etc.load("\n".join(lines))
     assert (found.warnings, found.qemu) == ((), Qemu())
 

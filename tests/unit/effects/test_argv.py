@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from kata_fsm import errors
-from kata_fsm.effects.hypervisor import argv, host, image, settings
+from kata_fsm.effects.hypervisor import argv, host, image, settings, tsc
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.world import Paths
 
@@ -54,6 +54,29 @@ def test_accelerators_differ_in_processor_and_kernel_parameters():
     assert values(real, "-cpu") == ["host,pmu=off"]
     assert values(real, "-append") == ["quiet real mine"]
     assert values(build(cpu="qemu64"), "-cpu") == ["qemu64"]
+    assert values(build(cpu_features="pmu=off,vmx=off"), "-cpu") == ["max,la57=off,pmu=off,vmx=off"]
+
+
+def test_further_options_of_machine_and_entropy():
+    line = build(machine_options="graphics=off", entropy_source="/dev/random")
+    assert values(line, "-machine") == ["q35,memory-backend=mem,vmport=off,graphics=off"]
+    assert "rng-random,id=entropy,filename=/dev/random" in values(line, "-object")
+
+
+def test_a_microvm_has_pci_express_and_is_told_its_clock() -> None:
+    tuned = msgspec.structs.replace(IMAGE, parameters=image.Parameters(("quiet",), ("emu", "nolapic_timer"), ("real",)))
+    settings_ = HypervisorSettings(machine="microvm")
+    line = argv.build(settings_, Paths("0123456789ab"), tuned, "tcg", "web", tsc_khz=2445351)
+    assert values(line, "-machine") == ["microvm,memory-backend=mem,pcie=on,rtc=on,isa-serial=on"]
+    assert values(line, "-append") == ["quiet emu pcie_ports=native tsc_early_khz=2445351"]
+    assert values(build("kvm", machine="microvm"), "-append") == ["quiet real pcie_ports=native"]
+    assert values(build(), "-machine") == ["q35,memory-backend=mem,vmport=off"]
+
+
+def test_the_speed_of_the_time_stamp_counter_is_steady() -> None:
+    first, second = tsc.host_khz(), tsc.host_khz()
+    assert first > 100_000
+    assert abs(first - second) < first // 1000
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ async def test_boot_plug_and_death(place, until):
     assert result["kernel"]
     await prepare.perform(INTENT)
     await until(lambda: "kata-agent" in Path(place.paths.console_log).read_text(), 60)
-    assert (await share.SharePlug(place.paths, monitor).perform(INTENT))["plugged"]
+    assert (await share.SharePlug(place.paths, settings, monitor).perform(INTENT))["plugged"]
     async with trio.open_nursery() as nursery:
 
         async def kill() -> None:

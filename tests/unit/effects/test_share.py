@@ -77,6 +77,13 @@ def test_limits_are_left_alone_without_the_capability(place):
     assert "--rlimit-nofile=0" not in share.argv(settings, place.paths, 7, may_raise_limits=True)
 
 
+def test_cache_and_further_arguments(place):
+    settings = HypervisorSettings(virtiofsd_cache="always", virtiofsd_arguments=("--thread-pool-size=4",))
+    line = share.argv(settings, place.paths, 7, may_raise_limits=True)
+    assert ",cache=always," in line[line.index("-o", line.index("-o") + 1) + 1]
+    assert line[-1] == "--thread-pool-size=4"
+
+
 @pytest.mark.parametrize("sandbox", ["namespace", "chroot"])
 async def test_plugged_into_qemu_and_later_binds_reach_virtiofsd(place, tiny, sandbox, until):
     settings = tiny(virtiofsd_sandbox=sandbox)
@@ -84,7 +91,7 @@ async def test_plugged_into_qemu_and_later_binds_reach_virtiofsd(place, tiny, sa
     monitor = Monitor(place.paths.qmp_sock)
     await HypervisorLaunch(place.paths, settings, monitor).perform(Intent("hypervisor.launch", "", {"sandbox": "box"}))
     await prepare.perform(NOTHING)
-    plug = share.SharePlug(place.paths, monitor)
+    plug = share.SharePlug(place.paths, settings, monitor)
     assert (await plug.probe(NOTHING)).done is False
     assert (await plug.perform(NOTHING))["plugged"] is True
     assert (await plug.perform(NOTHING))["plugged"] is False
@@ -116,7 +123,7 @@ async def test_plugging_without_virtiofsd_fails_and_can_be_repeated(place, tiny)
     settings = tiny()
     monitor = Monitor(place.paths.qmp_sock)
     await HypervisorLaunch(place.paths, settings, monitor).perform(Intent("hypervisor.launch", "", {"sandbox": "box"}))
-    plug = share.SharePlug(place.paths, monitor)
+    plug = share.SharePlug(place.paths, settings, monitor)
     for _ in range(2):
         with pytest.raises(errors.EffectError, match=r"QEMU refused `chardev-add`: .*virtiofsd.sock"):
             await plug.perform(NOTHING)

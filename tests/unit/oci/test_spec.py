@@ -70,7 +70,7 @@ def test_the_example_is_legal(tmp_path: Path) -> None:
         (
             "mounts/7",
             {"destination": "/x", "type": "bind", "source": "/", "options": ["idmap"]},
-            "config.json: `mounts[7]`: id-mapped mounts are not supported",
+            "config.json: `mounts[7].options`: id-mapped mounts are not supported",
         ),
         (
             "hooks",
