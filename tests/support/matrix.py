@@ -48,7 +48,7 @@ them | each shows its shim; the pod's own (`statsp`) shows the machine, `kata-fs
 | `podman cp` with a tmpfs of the container | it is in the guest's memory | reaches the directory below it |
 | `podman top` without options | podman reads processes of the host | shows the one that stands for the container |
 | &nbsp; | | `podman top ID -ef` shows the guest's |
-| stats of engines | they read cgroups of the host | show what stands for the container; \
+| stats of engines | they read cgroups of the host | show what the machine costs, with the first container of a pod; \
 `kata-fsm events --stats` shows the guest's |
 | `--dns` on a network made by `docker network create`, for names outside | dockerd would ask from the pod's namespace \
 | the host's name servers are asked |
