@@ -151,7 +151,7 @@ def limit(container: Container, name: str) -> str:
     return container.shell(f"cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/{name}").strip()
 
 
-@feature("limits", "update of limits", "stats of a container", "stats of a pod")
+@feature("limits", "update of limits", "stats of a container: of its shim", "stats of a pod")
 def test_limits_and_stats(cri: Cri) -> None:
     pod = cri.pod("limits")
     main = pod.run("main", *SLEEP, limits={"memory_limit_in_bytes": 64 << 20, "cpu_quota": 50000, "cpu_period": 100000})
