@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from kata_fsm.effects.cgroup import RUN_MARK
 from tests.support.kata import COMMAND, GONE_S, LIMIT_S, Kata, Traces, clean_up_by_force, kill_rest, leaks, wait_until
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -52,8 +53,17 @@ def require_packages(*packages: str) -> None:
         (pytest.fail if os.environ.get(NO_SKIP) else pytest.skip)(f"cannot install {' '.join(packages)}: {why}")
 
 
-def _cgroups_named(word: str) -> set[str]:
-    return {f"{where}/{name}" for where, names, _ in os.walk("/sys/fs/cgroup") for name in names if word in name}
+def _cgroups_named(word: str, base: Path) -> set[str]:
+    """Cgroups named like `word`, without those that another installation has marked: other tests may run."""
+    found = {f"{where}/{name}" for where, names, _ in os.walk("/sys/fs/cgroup") for name in names if word in name}
+    return {path for path in found if _marked(path) in ("", f"{base}/r")}
+
+
+def _marked(path: str) -> str:
+    try:
+        return os.fsdecode(os.getxattr(path, RUN_MARK))
+    except OSError:
+        return ""
 
 
 class Engine:
@@ -194,7 +204,7 @@ class Typist:
 def clean(engine: Engine, word: str, tidy: Callable[[], None]) -> Iterator[None]:
     """After the block, and after `tidy`, nothing may be left: neither of ours, nor a cgroup named like `word`."""
     traces = Traces(engine.base)
-    before, cgroups = traces.snapshot(), _cgroups_named(word)
+    before, cgroups = traces.snapshot(), _cgroups_named(word, engine.base)
     running = set(engine.kata.processes())
     try:
         yield
@@ -206,7 +216,7 @@ def clean(engine: Engine, word: str, tidy: Callable[[], None]) -> Iterator[None]
         if hasattr(engine, "daemon"):
             running.add(engine.daemon.pid)  # a test may have started it anew
         left[:] = [each for each in leaks(engine.kata, traces, before) if not _is_elsewhere(each, running)]
-        left.extend(f"cgroup {path}" for path in _cgroups_named(word) - cgroups)
+        left.extend(f"cgroup {path}" for path in _cgroups_named(word, engine.base) - cgroups)
         return not left
 
     try:
