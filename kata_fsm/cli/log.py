@@ -91,6 +91,15 @@ def line(context: Context, level: str, message: str, about: "dict[str, object] |
     return f'time="{when}" level={level} msg={_bare(message)}{tail}'
 
 
+def say(text: str) -> None:
+    """A line on stderr. One that takes none is no reason to tell nobody else: containerd's CRI makes a pod's sandbox with a
+    stderr that is open for reading only."""
+    try:
+        os.write(2, (text + "\n").encode("utf-8", "backslashreplace"))
+    except OSError:
+        pass
+
+
 def write(context: Context, level: str, message: str) -> None:
     """One line to the host's log, and to `--log` if there is one. A log that cannot be written must not change what a verb
     does."""
@@ -108,14 +117,14 @@ def write(context: Context, level: str, message: str) -> None:
         finally:
             os.close(fd)
     except OSError as error:
-        os.write(2, f"cannot write log `{context.log}`: {error.strerror}\n".encode())
+        say(f"cannot write log `{context.log}`: {error.strerror}")
 
 
 def warn(context: Context, message: str) -> None:
     """A warning: in the log when there is one, and on stderr only with --debug."""
     write(context, "warning", message)
     if context.debug:
-        os.write(2, f"warning: {message}\n".encode("utf-8", "backslashreplace"))
+        say(f"warning: {message}")
 
 
 def warn_all(context: Context, reply: dict[str, object]) -> None:

@@ -202,21 +202,21 @@ def one_line(error: BaseException) -> str:
 
 
 def _fail(context: Context, error: BaseException, code: int) -> int:
-    text = one_line(error)
-    os.write(2, (text + "\n").encode("utf-8", "backslashreplace"))
-    from kata_fsm.cli.log import write
+    from kata_fsm.cli.log import say, write
 
+    text = one_line(error)
+    say(text)
     write(context, "error", text)
     return code
 
 
 def _bug(context: Context, error: Exception) -> int:
-    from kata_fsm.cli.log import traceback_of
+    from kata_fsm.cli.log import say, traceback_of
     from kata_fsm.errors import Bug
 
     trace = traceback_of(error)
     if context.debug:
-        os.write(2, trace.encode("utf-8", "backslashreplace"))
+        say(trace.rstrip("\n"))
     where = trace.strip().splitlines()[-3:-1]
     wrapped = Bug(
         f"internal error: {type(error).__name__}: {error}", hint="a bug of ours, at" + " ".join(where)[:200].rstrip()

@@ -29,7 +29,7 @@ def machines(cri: Cri) -> int:
     return len(cri.kata.processes("qemu-system"))
 
 
-@feature("pod: one virtual machine", "init containers", "exec sync", "exec sync: exit code", "logs", "host name")
+@feature("pod: one virtual machine", "init containers", "exec sync", "exec sync: exit code", "logs", "host name", "DNS")
 def test_a_pod_is_one_machine(cri: Cri) -> None:
     pod = cri.pod("one")
     (pod.logs / "given").write_text("of the host\n")
@@ -46,6 +46,7 @@ def test_a_pod_is_one_machine(cri: Cri) -> None:
     assert main.shell("uname -r") != os.uname().release + "\n"
     assert main.shell("cat /shared/order") == "init 1\ninit 2\n"
     assert side.shell("hostname") == "one\n"
+    assert "nameserver 10.213.0.1" in side.shell("cat /etc/resolv.conf")
     assert side.exec("sh", "-c", "echo out; echo err >&2; exit 5") == (5, "out\n", "err\n")
     main.stop()
     wanted = {("stdout", "of the host"), ("stderr", "to-stderr"), ("stdout", "half")}
@@ -150,7 +151,7 @@ def limit(container: Container, name: str) -> str:
     return container.shell(f"cat /sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)/{name}").strip()
 
 
-@feature("limits", "update of limits", "stats of a container", "stats of a pod")
+@feature("limits", "update of limits", "stats of a container: of its shim", "stats of a pod")
 def test_limits_and_stats(cri: Cri) -> None:
     pod = cri.pod("limits")
     main = pod.run("main", *SLEEP, limits={"memory_limit_in_bytes": 64 << 20, "cpu_quota": 50000, "cpu_period": 100000})
@@ -191,6 +192,24 @@ def test_no_port_is_forwarded(cri: Cri) -> None:
     pod.run("web", "httpd", "-f", "-p", "8000")
     with closing(pod.forward(8000)) as forwarded:
         forwarded.read_until(1, b"refused")  # channel 0 carries the port's data, 1 what went wrong
+
+
+@feature("host network", refused=True)
+def test_the_hosts_network_is_refused(cri: Cri) -> None:
+    with pytest.raises(pytest.fail.Exception, match="Host networking requested, not supported"):
+        cri.pod("host", host_network=True)
+
+
+@feature("recovery: virtual machine killed")
+def test_a_killed_machine_is_told(cri: Cri) -> None:
+    pod = cri.pod("dies")
+    main = pod.run("main", *SLEEP)
+    (qemu,) = cri.kata.processes("qemu-system")
+    os.kill(qemu, signal.SIGKILL)
+    assert main.wait() == 255  # nobody knows the true one
+    wait_until(lambda: pod.status().state == messages().SANDBOX_NOTREADY, "the pod is not ready any more")
+    pod.stop()
+    pod.remove()
 
 
 @feature("recovery: supervisor killed", "recovery: containerd restarted")

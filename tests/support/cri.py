@@ -181,22 +181,25 @@ class Cri(Containerd):
 
 
 class Pod:
-    """One pod sandbox. `shared_pids`: its containers see each other's processes. `linux`: fields of the interface's
+    """One pod sandbox. `shared_pids`: its containers see each other's processes. `host_network`: it asks for none of its
+    own. `linux`: fields of the interface's
     LinuxPodSandboxConfig."""
 
     def __init__(
-        self, cri: Cri, name: str, *, shared_pids: bool = False, annotations: dict[str, str] | None = None, **linux: Any
+        self, cri: Cri, name: str, *, shared_pids: bool = False, host_network: bool = False, **linux: Any
     ) -> None:
         kinds = messages()
         self.cri = cri
-        self.namespaces = kinds.NamespaceOption(pid=kinds.POD if shared_pids else kinds.CONTAINER)
+        self.namespaces = kinds.NamespaceOption(
+            pid=kinds.POD if shared_pids else kinds.CONTAINER, network=kinds.NODE if host_network else kinds.POD
+        )
         self.logs = cri.base / "logs" / name
         self.logs.mkdir(parents=True, exist_ok=True)
         self.config = kinds.PodConfig(
             metadata=kinds.PodMetadata(name=name, uid=f"{name}-uid", namespace="tests"),
             hostname=name,
             log_directory=str(self.logs),
-            annotations=annotations or {},
+            dns_config=kinds.DnsConfig(servers=["10.213.0.1"], searches=["tests.local"]),
             linux=kinds.LinuxPod(
                 cgroup_parent=f"{cri.parent}/{name}",
                 security_context=kinds.PodSecurity(namespace_options=self.namespaces),

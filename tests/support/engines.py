@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from kata_fsm.effects.cgroup import RUN_MARK
 from tests.support.enclosure import Enclosure
 from tests.support.kata import COMMAND, GONE_S, LIMIT_S, Kata, Traces, clean_up_by_force, kill_rest, leaks, wait_until
 
@@ -53,10 +54,17 @@ def require_packages(*packages: str) -> None:
         (pytest.fail if os.environ.get(NO_SKIP) else pytest.skip)(f"cannot install {' '.join(packages)}: {why}")
 
 
-def _cgroups_named(word: str) -> set[str]:
-    """The cgroups in whose path `word` is."""
+def _cgroups_named(word: str, base: Path) -> set[str]:
+    """Cgroups in whose path `word` is, without those that another installation has marked: other tests may run."""
     found = (f"{where}/{name}" for where, names, _ in os.walk("/sys/fs/cgroup") for name in names)
-    return {path for path in found if word in path}
+    return {path for path in found if word in path and _marked(path) in ("", f"{base}/r")}
+
+
+def _marked(path: str) -> str:
+    try:
+        return os.fsdecode(os.getxattr(path, RUN_MARK))
+    except OSError:
+        return ""
 
 
 class Engine:
@@ -215,7 +223,7 @@ class Typist:
 def clean(engine: Engine, word: str, tidy: Callable[[], None]) -> Iterator[None]:
     """After the block, and after `tidy`, nothing may be left: neither of ours, nor a cgroup named like `word`."""
     traces = Traces(engine.base, engine.enclosure.pid if engine.enclosure else "self")
-    before, cgroups = traces.snapshot(), _cgroups_named(word)
+    before, cgroups = traces.snapshot(), _cgroups_named(word, engine.base)
     running = set(engine.kata.processes())
     try:
         yield
@@ -228,7 +236,7 @@ def clean(engine: Engine, word: str, tidy: Callable[[], None]) -> Iterator[None]
             running.add(engine.daemon.pid)  # a test may have started it anew
         found = leaks(engine.kata, traces, before)
         left[:] = [each for each in found if not _is_elsewhere(each, running) and not engine.keeps(each)]
-        left.extend(f"cgroup {path}" for path in _cgroups_named(word) - cgroups)
+        left.extend(f"cgroup {path}" for path in _cgroups_named(word, engine.base) - cgroups)
         return not left
 
     try:

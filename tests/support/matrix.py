@@ -41,8 +41,6 @@ _IMPOSSIBLE = """
 | id-mapped mounts | the share does not map ids | refused, by name |
 | seccomp's user notification to a listener on the host | the listener cannot serve another kernel | refused, by name |
 | sockets of the host in a volume | connecting would need the same kernel | a warning; files beside them work |
-| port-forward of the CRI | containerd calls `localhost` in the pod's network namespace on the host; the pod listens in the \
-guest | refused; the pod's address works |
 | `crictl stats` of a pod's containers | containerd's shim reads cgroups of the host, and the guest's processes are not in \
 them | each shows its shim; the pod's own (`statsp`) shows the machine, `kata-fsm events --stats ID` the container |
 | `podman cp` with a tmpfs of the container | it is in the guest's memory | reaches the directory below it |

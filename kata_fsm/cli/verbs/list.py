@@ -5,7 +5,6 @@ Containers whose sandbox lives without a supervisor are recovered first, unless 
 a warning says so and the row shows what was last known.
 """
 
-import os
 import sys
 
 from kata_fsm import cjson
@@ -53,7 +52,9 @@ def _recover_orphans(context: Context, found: list[lookup.Found]) -> bool:
         try:
             lookup.recover(item)
         except KataFsmError as error:
-            os.write(2, f"WARNING: sandbox `{item.sandbox}` could not be recovered: {error}\n".encode())
+            from kata_fsm.cli.log import say
+
+            say(f"WARNING: sandbox `{item.sandbox}` could not be recovered: {error}")
     return bool(tried)
 
 

@@ -85,6 +85,16 @@ def test_the_log_gets_the_same_line(command: Any, tmp_path: Path) -> None:
     assert (text.stat().st_mode & 0o777) == 0o640
 
 
+def test_the_log_gets_it_also_when_stderr_takes_nothing(command: Any, tmp_path: Path) -> None:
+    """containerd's CRI makes a pod's sandbox with a stderr that is open for reading only, and reads the log."""
+    log = tmp_path / "log.json"
+    argv = [str(command.path), "--log", str(log), "--log-format", "json", "kill", "nobody"]
+    with open("/dev/null", "rb") as unwritable:
+        done = subprocess.run(argv, env=command.environment, stdout=unwritable, stderr=unwritable, check=False)
+    assert done.returncode == 1
+    assert "does not exist" in json.loads(log.read_text())["msg"]
+
+
 def test_state_prints_the_document_and_nothing_else(command: Any) -> None:
     document = command.add("one")
     done = command("state", "one")
