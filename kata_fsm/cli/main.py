@@ -204,8 +204,9 @@ def one_line(error: BaseException) -> str:
 def _fail(context: Context, error: BaseException, code: int) -> int:
     text = one_line(error)
     os.write(2, (text + "\n").encode("utf-8", "backslashreplace"))
-    from kata_fsm.cli.log import write
+    from kata_fsm.cli.log import flush, write
 
+    flush(context)
     write(context, "error", text)
     return code
 
@@ -252,6 +253,10 @@ def _reported(context: Context, work: "Callable[[], int]") -> int:
     try:
         code = work()
         sys.stdout.flush()
+        if context.pending:
+            from kata_fsm.cli.log import flush
+
+            flush(context)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
