@@ -117,7 +117,7 @@ def test_the_processor_the_entropy_and_the_limit_of_a_creation(etc: Any) -> None
         "none",
     )
     assert create_timeout_s(found) == 90
-    with pytest.raises(SpecError, match="no annotation can change `virtio_fs_extra_args`"):
+    with pytest.raises(SpecError, match="virtio_fs_extra_args is not enabled"):
         etc.load(gate(".*"), config__hypervisor__virtio_fs_extra_args='["-d"]')
 
 
