@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import trio
 
-from journal import InvalidAppend, Journal, JournalBusy, JournalDiskFull, NewRecord, RequirementFailed, Stamp
+from journal import InvalidAppend, Journal, JournalBusy, JournalDiskFull, NewRecord, Record, RequirementFailed, Stamp
 from kata_fsm import __version__, snapshots
 from kata_fsm.effects.protocols import Handler, Observed
 from kata_fsm.errors import Bug, CallerError, EffectError, TimeoutExceeded
@@ -124,14 +124,16 @@ class Runtime:
 
         Raises `IllegalTransition` or `NotFoundError` when it is illegal, and nothing has happened; `IdTaken` when a new
         container's id belongs to somebody else; a journal error when it cannot be made durable, and nothing has happened
-        either.
+        either. `actor` is recorded with the command; afterwards its `seq` is that of the command's record.
         """
         # Never cut off half way: the step may end the very task that submits it, and everybody else must hear of it.
         with trio.CancelScope(shield=True):
             async with self._lock:
                 step = decide(self.pod, given)
                 pod = fold(events_of(step), self.pod)
-                await self._append(step, pod, self._requirements(given), actor)
+                seq = await self._append(step, pod, self._requirements(given), actor)
+                if actor is not None:
+                    actor["seq"] = seq
                 self._adopt(step, pod)
         return step
 
@@ -167,7 +169,8 @@ class Runtime:
             return {container_key(root, given.container): None}
         return {}
 
-    async def _append(self, step: Step, pod: Pod, requires: dict[bytes, bytes | None], actor: Facts | None) -> None:
+    async def _append(self, step: Step, pod: Pod, requires: dict[bytes, bytes | None], actor: Facts | None) -> int:
+        """Answers the seq of the first record."""
         records = [_to_record(draft, actor) for draft in step.records]
         projected = project(pod, self.stream)
         changes = {key: value for key, value in projected.items() if self._projected.get(key, b"") != value}
@@ -176,8 +179,10 @@ class Runtime:
         boot = stamp.boot_id if any(record.kind == "event" for record in records) else self._event_boot
         kept = self._snapshot(pod, boot, len(records))
 
+        written: list[Record] = []
+
         def write() -> None:
-            self.journal.append(
+            written[:] = self.journal.append(
                 self.stream,
                 records,
                 stamp=stamp,
@@ -195,6 +200,7 @@ class Runtime:
         self._projected = projected
         self._event_boot = boot
         self._since_snapshot = 0 if kept is not None else self._since_snapshot + len(records)
+        return written[0].seq
 
     def _snapshot(self, pod: Pod, boot: str, new_records: int) -> bytes | None:
         """The snapshot to leave with these records, if it is time for one. One too large is left out: nobody needs it."""

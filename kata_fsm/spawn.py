@@ -33,8 +33,14 @@ def launcher() -> str:
 
 
 def command(role: str, *arguments: str) -> list[str]:
-    """The argv of `kata-fsm ROLE ...`, started through this very interpreter."""
-    return [os.path.realpath(sys.executable), "-IS", launcher(), role, *arguments]
+    """The argv of `kata-fsm ROLE ...`, started through this very interpreter.
+
+    Our own launcher puts our directories on the path itself; the script that pip writes for a wheel needs `site` for that,
+    and the environment's own name of the interpreter.
+    """
+    if sys.flags.no_site:
+        return [os.path.realpath(sys.executable), "-IS", launcher(), role, *arguments]
+    return [os.path.abspath(sys.executable), "-I", launcher(), role, *arguments]
 
 
 def clean_environment() -> dict[str, str]:

@@ -69,7 +69,7 @@ def _hypervisor(settings: Settings, asked: HypervisorSettings) -> dict[str, Any]
         "Version": machine.first_line(machine.output(asked.qemu, "--version")) or UNKNOWN,
         "Path": asked.qemu,
         "BlockDeviceDriver": "none",
-        "EntropySource": "/dev/urandom",
+        "EntropySource": asked.entropy_source,
         "SharedFS": "virtio-fs",
         "VirtioFSDaemon": asked.virtiofsd,
         "SocketPath": "",

@@ -8,6 +8,7 @@ import select
 import sys
 
 from kata_fsm import spawn
+from kata_fsm.cli import log
 from kata_fsm.cli.context import Context
 from kata_fsm.cli.lookup import Found
 from kata_fsm.control import Connection, raise_error
@@ -119,8 +120,8 @@ def ask(context: Context, found: Found, op: str, **arguments: Any) -> dict[str, 
 def ask_for(context: Context, sandbox: str, stream: str, key: str, op: str, **arguments: Any) -> dict[str, Any]:
     """The same, for a container of which only the names are known."""
     message = {"op": op, "actor": actor(context), "container": key, **arguments}
-    context.stream = stream
+    context.stream, context.seq = stream, 0
     with connect(sandbox, stream) as connection:
         connection.send(message)
         context.asked = True
-        return raise_error(connection.receive())
+        return raise_error(log.heard(context, connection.receive()))

@@ -14,7 +14,9 @@ class Context:
         "debug",
         "log",
         "log_format",
+        "pending",
         "root",
+        "seq",
         "stream",
         "systemd_cgroup",
         "verb",
@@ -33,3 +35,5 @@ class Context:
         self.container = ""
         self.stream = ""
         self.asked = False
+        self.seq = 0  # of the record that holds the command, once its supervisor has said so
+        self.pending: list[tuple[str, str]] = []  # lines (level, message) that wait until that is known

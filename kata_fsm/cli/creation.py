@@ -28,7 +28,7 @@ from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.errors import CallerError, KataFsmError, SpecError, SupervisorGone, UsageError, WorldError
 from kata_fsm.oci import guest, sizing
 from kata_fsm.oci.check import check
-from kata_fsm.oci.names import check_id
+from kata_fsm.oci.names import check_id, sha256_hex
 from kata_fsm.oci.redact import redacted
 from kata_fsm.oci.sandbox import Place, place_of
 from kata_fsm.oci.spec import Loaded, load
@@ -108,20 +108,31 @@ def create(context: Context, request: Request) -> Created:
     # A container of an existing sandbox cannot change what that was made with: its annotations are not even judged.
     settings = load_config(context.config, loaded.annotations if place.is_new else None)
     used = [f"`{path}`" for path in (settings.origin, *settings.drop_ins) if path]
-    log.write(context, "info", f"configuration: {', '.join(used) or 'built-in defaults, as there is no file'}")
+    log.later(context, "info", f"configuration: {', '.join(used) or 'built-in defaults, as there is no file'}")
     adapted = guest.adapt(loaded, key=request.id, kind=place.kind, seccomp=not settings.runtime.disable_guest_seccomp)
     name_target(loaded, adapted, place)
-    for warning in (*settings.warnings, *adapted.warnings):
-        log.warn(context, warning)
+    # What is said of the configuration is said of a sandbox once: of a further container when it has changed since then.
+    for warning in (*(settings.warnings if place.is_new else ()), *adapted.warnings):
+        log.later(context, "warning", warning)
     if request.preserve_fds:
-        log.warn(context, f"--preserve-fds {request.preserve_fds}: kept open on the host; the guest cannot see them")
+        log.later(
+            context,
+            "warning",
+            f"--preserve-fds {request.preserve_fds}: kept open on the host; the guest cannot see them",
+        )
     message = {
         "op": "create",
         "actor": client.actor(context),
         "container": container_message(context, request, loaded, adapted),
+        "config_notes": _digest(settings.file_notes),
     }
     with Terminal(request.console_socket, request.console, loaded) as terminal:
         return _create_in(context, request, place, settings, loaded, adapted, message, terminal)
+
+
+def _digest(notes: tuple[str, ...]) -> str:
+    """What tells whether the same is to be said of the configuration as before."""
+    return sha256_hex("\n".join(notes).encode("utf-8", "surrogateescape"))
 
 
 def container_message(context: Context, request: Request, loaded: Loaded, adapted: guest.Adapted) -> dict[str, Any]:
@@ -192,6 +203,7 @@ def sandbox_message(
         "config_origin": settings.origin,
         "config_drop_ins": list(settings.drop_ins),
         "config_annotations": settings.annotations,
+        "config_notes": _digest(settings.file_notes),
         "boot_timeout_s": settings.agent.dial_timeout,
         "create_timeout_s": create_timeout_s(settings),
         "kernel_modules": kernel_modules(settings),
@@ -246,6 +258,7 @@ def _create_in(
         connection = client.connect_running(stream)
     else:
         home = lookup.find(context, place.sandbox)
+        context.container = request.id  # which log lines are about
         if home is None or not home.live:
             raise SpecError(
                 f"sandbox `{place.sandbox}` of container `{request.id}` is not there", hint="create it first"
@@ -267,6 +280,7 @@ def _create_in(
                     places=adapted.places,
                     **terminal.stdio(),
                 ),
+                notes=settings.file_notes,
             )
     except (SupervisorGone, ShimDied) as error:
         _take_back(context, request, place, stream)
@@ -331,15 +345,20 @@ class Terminal:
         return {"tty": True, "own_terminal": True, "stdio": (self._fd, self._fd, self._fd)}
 
 
-def attend(context: Context, connection: Connection, plan_of: Any) -> tuple[int, int]:
-    """Serve the supervisor until it answers: (pid to report, shim's pid). Raises its error, or that the shim died."""
-    reply = raise_error(connection.receive())
+def attend(context: Context, connection: Connection, plan_of: Any, *, notes: tuple[str, ...] = ()) -> tuple[int, int]:
+    """Serve the supervisor until it answers: (pid to report, shim's pid). Raises its error, or that the shim died.
+
+    `notes` are logged if it says that the configuration has changed.
+    """
+    reply = raise_error(log.heard(context, connection.receive()))
+    for note in notes if reply.get("config_changed") else ():
+        log.warn(context, note)
     if reply.get("need") != "shim":
         raise WorldError(f"the supervisor asked for `{reply.get('need')}`, which this version does not know")
     shim_pid, warnings = shims.start(plan_of(reply))
     for warning in warnings:
         log.warn(context, warning)
-    reply = raise_error(await_reply(connection, shim_pid))
+    reply = raise_error(log.heard(context, await_reply(connection, shim_pid)))
     log.warn_all(context, reply)
     pid = reply.get("pid")
     return (pid if isinstance(pid, int) and pid > 0 else shim_pid), shim_pid

@@ -41,17 +41,16 @@ def redacted(message: str) -> str:
 
 
 def subject(context: Context, level: str) -> "dict[str, object]":
-    """What a line belongs to, as far as it is known: container, sandbox, and of an error the seq of the record of what was
-    asked. (Finding that takes as long as the verb itself, which a warning is not worth.)"""
+    """What a line belongs to, as far as it is known: container, sandbox, and the seq of the record that holds what was asked
+    (which the supervisor's reply tells; when there was none, the journal is searched for it, if something went wrong)."""
     found: dict[str, object] = {}
     if context.container:
         found["container"] = context.container
     if context.stream:
         found["sandbox"] = context.stream.rpartition("@")[0]
-    if context.asked and level == "error":
-        seq = _seq(context.stream)
-        if seq:
-            found["seq"] = seq
+    seq = context.seq or (_seq(context.stream) if context.asked and level == "error" else 0)
+    if seq:
+        found["seq"] = seq
     return found
 
 
@@ -118,6 +117,28 @@ def write(context: Context, level: str, message: str) -> None:
             os.close(fd)
     except OSError as error:
         say(f"cannot write log `{context.log}`: {error.strerror}")
+
+
+def later(context: Context, level: str, message: str) -> None:
+    """A line that is written when it is known what it belongs to: by `heard`, or when the verb ends."""
+    context.pending.append((level, message))
+
+
+def flush(context: Context) -> None:
+    """Write the lines that wait."""
+    lines, context.pending = context.pending, []
+    for level, message in lines:
+        warn(context, message) if level == "warning" else write(context, level, message)
+
+
+def heard(context: Context, reply: "dict[str, object]") -> "dict[str, object]":
+    """`reply` of a supervisor, which may say which record holds the command."""
+    seq = reply.get("seq")
+    if isinstance(seq, int):
+        context.seq = seq
+    if context.pending:
+        flush(context)
+    return reply
 
 
 def warn(context: Context, message: str) -> None:

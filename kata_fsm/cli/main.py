@@ -202,10 +202,11 @@ def one_line(error: BaseException) -> str:
 
 
 def _fail(context: Context, error: BaseException, code: int) -> int:
-    from kata_fsm.cli.log import say, write
+    from kata_fsm.cli.log import flush, say, write
 
     text = one_line(error)
     say(text)
+    flush(context)
     write(context, "error", text)
     return code
 
@@ -252,6 +253,10 @@ def _reported(context: Context, work: "Callable[[], int]") -> int:
     try:
         code = work()
         sys.stdout.flush()
+        if context.pending:
+            from kata_fsm.cli.log import flush
+
+            flush(context)
     except KeyboardInterrupt:
         return 130
     except Exception as error:

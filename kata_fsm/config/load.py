@@ -23,6 +23,7 @@ def load(named: str | None = None, annotations: Mapping[str, str] | None = None)
     """The settings in force. Raises `UsageError` naming file, line, key and what is wrong, or the annotation's gate."""
     merged, path, over = lay_all(named)
     settings = _settings(merged, path, over)
+    notes = settings.warnings
     if annotations:
         accepted = annotated.accept(annotations, settings)
         if accepted.values:
@@ -31,7 +32,7 @@ def load(named: str | None = None, annotations: Mapping[str, str] | None = None)
         settings = msgspec.structs.replace(
             settings, annotations=accepted.names, warnings=(*settings.warnings, *accepted.warnings)
         )
-    return settings
+    return msgspec.structs.replace(settings, file_notes=notes)
 
 
 def _settings(merged: Merged, path: str | None, over: tuple[str, ...]) -> Settings:

@@ -218,7 +218,7 @@ class Settings(msgspec.Struct, frozen=True):
     """All settings; the main file (None: there is none) and the drop-ins they came from; what has to be warned about.
 
     `origins`: key (`hypervisor.qemu.path`) to where its value came from; keys that are not in it have their default.
-    `annotations`: those that were accepted, by their full names.
+    `annotations`: those that were accepted, by their full names. `file_notes`: the warnings that the files alone lead to.
     """
 
     qemu: Qemu = Qemu()
@@ -226,6 +226,7 @@ class Settings(msgspec.Struct, frozen=True):
     runtime: Runtime = Runtime()
     origin: str | None = None
     warnings: tuple[str, ...] = ()
+    file_notes: tuple[str, ...] = ()
     drop_ins: tuple[str, ...] = ()
     origins: dict[str, Origin] = {}
     ignored: tuple[Ignored, ...] = ()

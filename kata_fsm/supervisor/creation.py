@@ -31,7 +31,7 @@ from kata_fsm.oci.redact import redacted
 from kata_fsm.supervisor import networking, standing
 from kata_fsm.supervisor.channel import Channel
 from kata_fsm.supervisor.kept import Kept
-from kata_fsm.supervisor.requests import Reply, Request, object_in, text_in
+from kata_fsm.supervisor.requests import Reply, Request, object_in, text_in, told_seq
 
 if TYPE_CHECKING:
     from kata_fsm.supervisor.server import Server
@@ -63,7 +63,8 @@ async def create(server: Server, channel: Channel, request: Request) -> Reply:
         kept.drop()
         hooks.forget(hooks_file)
         raise
-    pod = await _bring_up(server, channel, container_id)
+    told = {**told_seq(request), **_told_of_notes(server, request)}
+    pod = await _bring_up(server, channel, container_id, told)
     kept.drop()  # the guest has it, or never will
     if standing.created(pod, container_id):
         problem = await _join_what_hooks_brought(server, container_id) if hooks_file else None
@@ -95,6 +96,19 @@ async def _join_what_hooks_brought(server: Server, container_id: str) -> tuple[s
     return None
 
 
+def _told_of_notes(server: Server, request: Request) -> Reply:
+    """{"config_changed": True} when other things are to be said of the configuration than when the sandbox was made, and
+    since this supervisor began nobody was told so."""
+    digest = request.get("config_notes")
+    if not isinstance(digest, str) or isinstance(request.get("sandbox"), dict):
+        return {}
+    known = (server.runtime.pod.sandbox.facts.get("config") or {}).get("config_notes")
+    if digest == known or digest in server.config_notes:
+        return {}
+    server.config_notes.add(digest)
+    return {"config_changed": True}
+
+
 def _command(
     server: Server, request: Request, container_id: str, given: Facts, kept: Kept, hooks_file: str
 ) -> CreateSandbox | CreateContainer:
@@ -110,13 +124,13 @@ def _command(
     return CreateSandbox(text_in(made, "id"), text_in(made, "uid"), made, config)
 
 
-async def _bring_up(server: Server, channel: Channel, container_id: str) -> Pod:
+async def _bring_up(server: Server, channel: Channel, container_id: str, told: Reply) -> Pod:
     """Get the container its shim; the pod in which it was created, or will not be any more."""
     until = server.runtime.until
     pod = await until(lambda pod: standing.host_side_ready(pod, container_id) or standing.over(pod, container_id))
     if standing.over(pod, container_id):
         return pod
-    if not await _get_shim(server, channel, container_id, INIT):
+    if not await _get_shim(server, channel, container_id, INIT, told):
         await _give_up(server, container_id)
     return await until(lambda pod: standing.created(pod, container_id) or standing.over(pod, container_id))
 
@@ -157,7 +171,8 @@ async def exec_(server: Server, channel: Channel, request: Request) -> Reply:
     except Exception:
         kept.drop()
         raise
-    facts = await _spawn(server, channel, container_id, name, early=bool(early), attached=bool(shim))
+    told = told_seq(request)
+    facts = await _spawn(server, channel, container_id, name, told, early=bool(early), attached=bool(shim))
     kept.drop()
     if not facts.get("spawned"):
         why = facts.get("error") or facts.get("cause") or {}
@@ -194,7 +209,7 @@ def _early_name(request: Request) -> str:
 
 
 async def _spawn(
-    server: Server, channel: Channel, container_id: str, name: str, *, early: bool, attached: bool
+    server: Server, channel: Channel, container_id: str, name: str, told: Reply, *, early: bool, attached: bool
 ) -> Facts:
     """Get the process its shim; what is known of it once it runs, or will not any more."""
     runtime, subject = server.runtime, f"{container_id}/{name}"
@@ -203,7 +218,7 @@ async def _spawn(
     elif early:
         attached = await _attached(server, channel, subject)
     else:
-        attached = await _get_shim(server, channel, container_id, name)
+        attached = await _get_shim(server, channel, container_id, name, told)
     if not attached and runtime.pod.unit("process", subject).state == process.DECLARED:
         cause = Cause("client_gone", "the caller went away before the process was started")
         await runtime.submit(AbandonProcess(subject, cause))
@@ -215,9 +230,9 @@ async def _spawn(
 # --- the shim ---------------------------------------------------------------------------------------------------------
 
 
-async def _get_shim(server: Server, channel: Channel, container_id: str, name: str) -> bool:
+async def _get_shim(server: Server, channel: Channel, container_id: str, name: str, told: Reply) -> bool:
     """Ask the client for a shim and wait until it is attached; False when the client went away or took too long."""
-    need = _need_shim(server.runtime.pod, container_id, name)
+    need = {**_need_shim(server.runtime.pod, container_id, name), **told}
     return await channel.send(need) and await _attached(server, channel, f"{container_id}/{name}")
 
 

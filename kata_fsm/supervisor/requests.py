@@ -17,6 +17,13 @@ Request = dict[str, Any]
 Verb = Callable[["Server", "Channel", Request], Awaitable[Reply]]
 
 
+def told_seq(request: Request) -> Reply:
+    """{"seq"} of the record that holds the request's command, if it has been made durable: the verb logs it."""
+    actor = request.get("actor")
+    seq = actor.get("seq") if isinstance(actor, dict) else None
+    return {"seq": seq} if isinstance(seq, int) else {}
+
+
 def text_in(request: Request, name: str) -> str:
     """The text called `name`, which must be there and not empty. Raises `CallerError`."""
     value = request.get(name)

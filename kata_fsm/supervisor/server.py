@@ -24,6 +24,7 @@ from kata_fsm.machines.pod import Unit
 from kata_fsm.machines.vocab import EXIT_UNKNOWN, AttachShim, Facts
 from kata_fsm.supervisor.channel import Channel
 from kata_fsm.supervisor.kept import Kept
+from kata_fsm.supervisor.requests import told_seq
 from kata_fsm.supervisor.session import SIGNAL_MAX, Session, Shim, close_all
 from kata_fsm.supervisor.verbs import VERBS
 
@@ -61,6 +62,7 @@ class Server:
         self.network_changes = trio.Lock()  # one at a time: who comes while one is under way waits for it
         self.served = trio.Event()  # a first request has come
         self._listener: trio.socket.SocketType | None = None
+        self.config_notes: set[str] = set()  # digests of what was said of the configuration since the sandbox was made
         self._execs: dict[str, int] = {}  # the last name that was given out, by container
 
     def wire(self, config: dict[str, Any]) -> None:
@@ -128,7 +130,8 @@ class Server:
         self.requests += 1
         self.served.set()
         try:
-            await self._reply(channel, await self._answer(channel, request))
+            reply = await self._answer(channel, request)
+            await self._reply(channel, {**reply, **told_seq(request)})
         finally:
             self.requests -= 1
 

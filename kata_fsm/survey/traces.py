@@ -66,7 +66,7 @@ def classify(argv: list[str], run: str) -> tuple[str, str, str] | None:
             uid = _uid_in(word.removeprefix("source="), base)
             if uid:
                 return "virtiofsd", uid, ""
-    if len(argv) > 5 and argv[1] == "-IS" and argv[3] in ("supervisor", "shim"):
+    if len(argv) > 5 and argv[1] in ("-IS", "-I") and argv[3] in ("supervisor", "shim"):
         stream = following.get("--stream") or following.get("--resume") or ""
         if is_uid(stream.rpartition("@")[2]):
             return argv[3], stream.rpartition("@")[2], argv[4]

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Debian package, installed over nothing but Debian's own packages: it checks, it runs a container, it goes.
+"""The wheel, in an environment of its own. The Debian package, installed over nothing but Debian's own packages: it checks,
+it runs a container, it goes.
 
-The root file system is this host's with a layer over it that is thrown away, and the checkout hidden: what the package
-forgot cannot be found there.
+For the latter the root file system is this host's with a layer over it that is thrown away, and the checkout hidden: what
+the package forgot cannot be found there.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.support.kata import Kata
 
 ROOT = Path(__file__).parents[2]
 BUILD_S = 600.0
@@ -83,3 +87,39 @@ def test_it_installs_runs_and_leaves_nothing_but_the_journal(tmp_path: Path) -> 
     assert "from the guest" in lines
     (verified,) = (at for at, line in enumerate(lines) if line.startswith("ok: "))
     assert sorted(lines[verified + 1 :]) == ["kept journal", "kept kvm.json"]
+
+
+def test_the_wheel_works_in_an_environment_of_its_own(kata: Kata, tmp_path: Path) -> None:
+    source, wheels, venv = tmp_path / "source", tmp_path / "wheels", tmp_path / "venv"
+    source.mkdir()
+    for name in ("kata_fsm", "journal", "kata_wire", "guest"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    environment = {**os.environ, "PIP_CONSTRAINT": str(ROOT / "constraints.txt"), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+
+    def ran(*argv: str) -> None:
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=BUILD_S, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    ran(str(ROOT / ".venv/bin/python"), "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(wheels), str(source))
+    shutil.rmtree(source)
+    (wheel,) = wheels.glob("kata_fsm-*.whl")
+    ran("/usr/bin/python3", "-m", "venv", str(venv))
+    ran(str(venv / "bin/pip"), "install", "-q", "--no-input", str(wheel))
+    kata.command = venv / "bin" / "kata-fsm"
+    configuration = tmp_path / "configuration.toml"
+    configuration.write_text(f'[hypervisor.qemu]\nguest_directory = "{ROOT}/build/guest"\n')
+    kata.env["KATA_CONF_FILE"] = str(configuration)
+    version = kata("--version").stdout.splitlines()[0]
+    assert version.startswith("kata-fsm version ")
+    environment_of = json.loads(kata("env", "--json").stdout)
+    assert environment_of["Runtime"]["Version"]["Version"]["Semver"] in version
+    assert str(venv) in json.dumps(environment_of)
+    assert str(ROOT) not in json.dumps(environment_of).replace(f"{ROOT}/build/guest", "")
+    assert "System can currently create" in kata("check").stdout
+    done = kata(
+        "run", "--bundle", str(kata.bundle("b", "/bin/sh", "-c", "echo from the guest; exit 3")), "w1", check=False
+    )
+    assert (done.stdout, done.returncode) == ("from the guest\n", 3), done.stderr + kata.logs()
+    assert kata("replay", "w1").stdout.startswith("sandbox w1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tests.support.kata import Kata
 
@@ -54,3 +55,48 @@ def test_keys_of_the_share_the_processor_and_the_agent(kata: Kata) -> None:
     created = next(record for record in kata.story("c2") if "create_sandbox" in json.dumps(record))
     assert "virtiofsd_cache" in json.dumps(created)
     kata("delete", "--force", "c2")
+
+
+def told(kata: Kata, words: str) -> list[dict[str, Any]]:
+    """The lines of the log that hold `words`, each of which has to say what it belongs to."""
+    lines = [json.loads(line) for line in (kata.base / "log").read_text().splitlines()]
+    found = [line for line in lines if words in line["msg"]]
+    assert [line for line in found if not {"sandbox", "container", "seq", "level", "time"} <= set(line)] == []
+    return found
+
+
+def test_a_note_is_said_once_for_a_pod_and_lines_name_their_record(kata: Kata) -> None:
+    pod = {"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": "p"}
+    member = {**pod, "io.kubernetes.cri.container-type": "container"}
+    note = "has no effect here because"
+
+    def create(name: str, annotations: dict[str, str]) -> None:
+        bundle = kata.bundle(name, *SLEEP, annotations=annotations)
+        kata("--log-format", "json", "create", "--bundle", str(bundle), name)
+
+    configured(kata, "[hypervisor.qemu]\ndefault_bridges = 2\nmemory_slots = 3\n")
+    create("p", pod)
+    first = told(kata, note)
+    assert [(line["sandbox"], line["container"]) for line in first] == [("p", "p")] * 2
+    create("m1", member)
+    create("m2", member)
+    assert len(told(kata, note)) == 2
+    configured(kata, "[hypervisor.qemu]\ndefault_bridges = 2\n")
+    create("m3", member)
+    create("m4", member)
+    changed = told(kata, note)[2:]
+    assert [line["container"] for line in changed] == ["m3"]
+    kata("start", "p")
+    process = {"args": ["true"], "cwd": "/", "capabilities": {"bounding": ["CAP_OF_TOMORROW"]}}
+    (kata.base / "process.json").write_text(json.dumps({**process, "env": ["PATH=/bin"]}))
+    kata("--log-format", "json", "exec", "--process", str(kata.base / "process.json"), "p")
+    (warned,) = told(kata, "CAP_OF_TOMORROW")
+    refused = kata("--log-format", "json", "exec", "p", "/no/such/program", check=False)
+    assert refused.returncode != 0
+    (failed,) = [line for line in told(kata, "/no/such/program") if line["level"] == "error"]
+    journal = kata("journal", "list", "-o", "json").stdout.splitlines()
+    types = {record["seq"]: record["type"] for record in map(json.loads, journal)}
+    named = [types[line["seq"]] for line in (first[0], changed[0], warned, failed)]
+    assert named == ["create_sandbox", "create_container", "exec", "exec"]
+    for name in ("m1", "m2", "m3", "m4", "p"):
+        kata("delete", "--force", name)

@@ -131,6 +131,8 @@ class House:
             assert need.get("need") == "shim", need
             assert (await shim.attach()) == {"ok": True}
             reply = await client.receive()
+        assert reply is not None
+        assert reply.pop("seq") >= 1, reply
         assert reply == {"ok": True, "pid": os.getpid()}, reply
         return shim
 

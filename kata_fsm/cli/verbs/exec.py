@@ -149,8 +149,8 @@ def _ask_for(context: Context, options: Values, found: lookup.Found, plan: shims
         connection.send(message)
         context.asked = True
         for warning in [*warnings, *cgroups.join(plan.cgroups, shim.pid)]:
-            log.warn(context, warning)
-        reply = raise_error(await_reply(connection, shim.pid))
+            log.later(context, "warning", warning)
+        reply = raise_error(log.heard(context, await_reply(connection, shim.pid)))
     log.warn_all(context, reply)
     pid = reply.get("pid")
     return pid if isinstance(pid, int) and pid > 0 else shim.pid

@@ -31,7 +31,7 @@ def run(context: Context, argv: list[str]) -> int:
     found = lookup.require(context, options.id)
     ask.refuse_illegal(found, Update(found.key, wanted))
     for warning in warnings:
-        log.warn(context, warning)
+        log.later(context, "warning", warning)
     client.ask(context, found, "update", resources=wanted)
     return 0
 

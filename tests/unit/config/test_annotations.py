@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kata_fsm.config.settings import create_timeout_s
 from kata_fsm.errors import SpecError
 
 HYPERVISOR = "config__hypervisor__"
@@ -98,6 +99,26 @@ def test_settings_of_the_runtime_are_gated_too(etc: Any) -> None:
     with pytest.raises(SpecError, match="is not enabled"):
         etc.load(gate("disable_guest_seccomp"), **name)
     assert etc.load(gate(r"runtime\.disable_guest_seccomp"), **name).runtime.disable_guest_seccomp
+
+
+def test_the_processor_the_entropy_and_the_limit_of_a_creation(etc: Any) -> None:
+    given = {
+        "config__hypervisor__cpu_features": "pmu=off",
+        "config__hypervisor__entropy_source": "/dev/random",
+        "config__hypervisor__virtio_fs_cache": "none",
+        "config__runtime__create_container_timeout": "90",
+    }
+    with pytest.raises(SpecError, match="`/dev/random` is not allowed"):
+        etc.load(gate(".*"), **given)
+    found = etc.load(gate(".*", more="valid_entropy_sources = ['/dev/*random']\n"), **given)
+    assert (found.qemu.cpu_features, found.qemu.entropy_source, found.qemu.virtio_fs_cache) == (
+        "pmu=off",
+        "/dev/random",
+        "none",
+    )
+    assert create_timeout_s(found) == 90
+    with pytest.raises(SpecError, match="virtio_fs_extra_args is not enabled"):
+        etc.load(gate(".*"), config__hypervisor__virtio_fs_extra_args='["-d"]')
 
 
 def test_what_has_no_effect_is_noted(etc: Any) -> None:

@@ -88,6 +88,8 @@ def test_update_options_and_files(tmp_path: Path) -> None:
     document, warnings = resources.from_file(str(file))
     assert document == {"memory": {"limit": 5}}
     assert warnings == ["update: `blockIO` is not applied: the guest has no disks"]
+    file.write_text(json.dumps({"cpu": {"burst": 7}, "memory": {"useHierarchy": True}}))
+    assert resources.from_file(str(file)) == ({"unified": {"cpu.max.burst": "7"}}, [])
     file.write_text(json.dumps({"memory": {"limit": "5"}}))
     with pytest.raises(SpecError, match=r"`memory\.limit`: expected"):
         resources.from_file(str(file))
@@ -149,6 +151,18 @@ def test_an_exec_that_cannot_be_is_refused(tmp_path: Path) -> None:
     options = exec_options(process=str(file))
     with pytest.raises(SpecError, match=r"process file `.*`: `cwd`: expected `str`, got `int`"):
         process.check(process.from_options(options, None), where=process.where(options))
+
+
+def test_what_no_exec_can_have_is_refused_or_warned_about() -> None:
+    wanted = {"args": ["x"], "cwd": "/", "scheduler": {"policy": "SCHED_FIFO"}}
+    with pytest.raises(SpecError, match=r"^exec: `scheduler`: is not supported"):
+        process.check(wanted, where="exec")
+    wanted = {"args": ["x"], "cwd": "/", "selinuxLabel": "l", "tomorrow": 1, "scheduler": None}
+    assert process.check(wanted, where="exec") == [
+        "exec: `selinuxLabel` is not applied: the guest has no SELinux",
+        "exec: `tomorrow` is not applied: this version does not know it",
+    ]
+    assert wanted == {"args": ["x"], "cwd": "/", "tomorrow": 1}
 
 
 def test_every_state_but_none_and_deleted_has_a_status() -> None:

@@ -440,7 +440,7 @@ async def _create_with(house: House, shim: ShimPeer) -> None:
         await client.send(create_request())
         await client.receive()
         assert await shim.attach() == {"ok": True}
-        assert await client.receive() == {"ok": True, "pid": shim.pid}
+        assert await client.receive() == {"ok": True, "pid": shim.pid, "seq": 1}
     assert (await house.ask("start", container=BOX))["ok"]
 
 

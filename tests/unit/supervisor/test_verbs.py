@@ -34,12 +34,19 @@ async def test_creating_asks_for_a_shim_and_answers_its_pid(house: House, peer: 
     async with house.connected() as client:
         await client.send(create_request(guest_spec=SECRET))
         need = await client.receive()
-        assert need == {"need": "shim", "netns": "/run/x/netns", "cgroups": [], "container": BOX, "process": "init"}
+        assert need == {
+            "need": "shim",
+            "netns": "/run/x/netns",
+            "cgroups": [],
+            "container": BOX,
+            "process": "init",
+            "seq": 1,  # of the record that holds the command
+        }
         (file,) = kept(house)
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         shim = ShimPeer(house.paths)
         await shim.attach()
-        assert await client.receive() == {"ok": True, "pid": os.getpid()}
+        assert await client.receive() == {"ok": True, "pid": os.getpid(), "seq": 1}
     assert json.loads(peer.called("CreateContainer")[0]["OCI"]["raw_json"]) == SECRET
     assert not kept(house)
     assert not [r for r in records(house.journal) if b"hush" in bytes(r.body)], "secrets are not recorded"
@@ -346,12 +353,53 @@ async def test_a_shim_that_was_started_early_waits_for_its_process(house: House,
     assert (await house.ask(**exec_request(), exec_id="x2"))["error"]["family"] == "illegal"
 
 
+def _is_exec(house: House, seq: int) -> bool:
+    (record,) = [record for record in records(house.journal) if record.seq == seq]
+    return (record.kind, record.type) == ("command", "exec")
+
+
+async def test_an_error_names_the_record_of_its_command_too(house: House, peer: AgentPeer) -> None:
+    async def refuses(_: Any) -> Any:
+        raise Refused(9, "crun exec: no such file")
+
+    await house.run()
+    peer.script["ExecProcess"] = refuses
+    shim = ShimPeer(house.paths, process="x2")
+    named = {name: shim.hello()[name] for name in ("pid", "start_ticks")}
+    reply = await house.ask(**exec_request(), exec_id="x2", shim=named)
+    assert "no such file" in reply["error"]["message"]
+    assert _is_exec(house, reply["seq"])
+    await shim.aclose()
+
+
+async def test_a_further_container_is_told_once_that_the_configuration_has_changed(house: House) -> None:
+    sandbox = {**create_request()["sandbox"], "config_notes": "a"}
+    heard = []
+    for name, digest in ((BOX, "a"), ("two", "a"), ("three", "b"), ("four", "b")):
+        async with house.connected() as client:
+            request = create_request(name, sandbox=name == BOX)
+            if name == BOX:
+                request["sandbox"] = sandbox
+            await client.send({**request, "config_notes": digest})
+            need = await client.receive()
+            assert need is not None
+            heard.append(need.get("config_changed", False))
+            shim = ShimPeer(house.paths)
+            shim.container = name
+            await shim.attach()
+            reply = await client.receive()
+            assert reply is not None
+            assert reply["ok"]
+    assert heard == [False, False, True, False]
+
+
 async def test_a_shim_that_was_named_is_not_waited_for(house: House, peer: AgentPeer) -> None:
     """It is on record, with the declaration, before it comes; its coming is no news."""
     await house.run()
     shim = ShimPeer(house.paths, process="x2")
     named = {name: shim.hello()[name] for name in ("pid", "start_ticks")}
     reply = await house.ask(**exec_request(), exec_id="x2", shim=named)
+    assert _is_exec(house, reply.pop("seq"))
     assert reply == {"ok": True, "pid": os.getpid(), "warnings": []}
     assert house.runtime.pod.unit("process", f"{BOX}/x2").facts["shim"]["pid"] == os.getpid()
     assert await shim.attach(early=True) == {"ok": True}

@@ -31,6 +31,10 @@ STREAM = f"web@{UID}"
         (["/usr/lib/qemu/virtiofsd", "--fd=9", "-o", f"source={BASE}/served/tree"], ("virtiofsd", UID, "")),
         (["python3", "-IS", "/x/kata-fsm", "supervisor", "web", "--resume", STREAM], ("supervisor", UID, "web")),
         (
+            ["/v/bin/python3", "-I", "/v/bin/kata-fsm", "supervisor", "web", "--resume", STREAM],
+            ("supervisor", UID, "web"),
+        ),
+        (
             ["python3", "-IS", "/x/kata-fsm", "shim", "web", "--stream", STREAM, "--container", "web"],
             ("shim", UID, "web"),
         ),
