@@ -141,16 +141,16 @@ def owner_of(directory: str) -> str | None:
         return None
 
 
-def marked(run: str) -> list[tuple[str, str]]:
-    """(directory, sandbox uid) of every cgroup that was made by an installation with the run directory `run`; parents
-    come before what is in them."""
+def marked() -> list[tuple[str, str, str]]:
+    """(directory, sandbox uid, run directory) of every cgroup that an installation of ours has made; parents come before
+    what is in them."""
     found = []
     for hierarchy in hierarchies():
         for where, _, _ in os.walk(hierarchy.point):
             owner = owner_of(where)
             try:
-                if owner is not None and os.fsdecode(os.getxattr(where, RUN_MARK)) == run:
-                    found.append((where, owner))
+                if owner is not None:
+                    found.append((where, owner, os.fsdecode(os.getxattr(where, RUN_MARK))))
             except OSError:
                 continue
     return found

@@ -113,6 +113,12 @@ def alive(identity: Identity) -> bool:
     )
 
 
+def is_stopped(identity: Identity) -> bool:
+    """Whether somebody has stopped it (SIGSTOP, a debugger), so that it answers nobody."""
+    stat = _stat(identity.pid)
+    return stat is not None and stat[_STAT_STATE] in ("T", "t") and alive(identity)
+
+
 def open_pidfd(identity: Identity) -> int | None:
     """A pidfd that certainly names that process (perhaps a zombie), to be closed by the caller; None if gone."""
     try:

@@ -234,7 +234,9 @@ class SharePlug:
         """QEMU only sees that its peer hung up; why, virtiofsd has written down."""
         stderr = logs.tail(self.paths.virtiofsd_log, limits.STDERR_TAIL_BYTES)
         said = logs.last_line(stderr)
+        stopped = [each for each in process.find_by_argv(source_option(self.paths)) if process.is_stopped(each)]
         message = f"{error.message}; virtiofsd said: {said}" if said else error.message
+        message += f"; virtiofsd (pid {stopped[0].pid}) is stopped" if stopped else ""
         kind = errors.TimeoutExceeded if isinstance(error, errors.TimeoutExceeded) else errors.EffectError
         return kind(error.phase, message, evidence={**error.evidence, "virtiofsd": stderr})
 

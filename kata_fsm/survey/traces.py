@@ -116,12 +116,12 @@ def mounted(table: Iterable[mounts.Mount]) -> list[Trace]:
 
 
 def cgroups() -> list[Trace]:
-    """Our cgroups, the innermost first. A parent in which another sandbox has one as well is nobody's alone."""
-    marked = cgroup.marked(run_dir())
-    found = []
-    for directory, uid in reversed(marked):
-        inside = {owner for other, owner in marked if other == directory or other.startswith(directory + "/")}
-        if is_uid(uid) and inside == {uid}:
+    """Our cgroups, the innermost first. A parent in which another sandbox has one as well, perhaps of an installation with
+    another run directory, is nobody's alone."""
+    marked, ours, found = cgroup.marked(), run_dir(), []
+    for directory, uid, run in reversed(marked):
+        inside = {(o, r) for other, o, r in marked if other == directory or other.startswith(directory + "/")}
+        if is_uid(uid) and run == ours and inside == {(uid, run)}:
             found.append(Trace("cgroup", uid, directory))
     return found
 

@@ -73,8 +73,8 @@ class Life:
         self.cause = "nothing was recorded"
         self.seconds = 0.0
         self._dice = dice
-        count = dice.randint(0, KILLS_MAX)
-        self._plan = sorted((dice.uniform(0, 3 * pace_s), dice.choice(ROLES)) for _ in range(count))
+        count = dice.randint(1, KILLS_MAX)
+        self._plan = sorted((dice.uniform(0, 2.5 * pace_s), dice.choice(ROLES)) for _ in range(count))
         self._verb: subprocess.Popen[bytes] | None = None
         self._over = threading.Event()
 
@@ -150,8 +150,10 @@ class Life:
         for at_s, role in self._plan:
             if self._over.wait(max(0.0, at_s - (time.monotonic() - begun))):
                 return
-            if self._kill_one(role):
-                self.kills.append(role)
+            while not self._kill_one(role):  # there is none yet, or no more
+                if self._over.wait(0.5):
+                    return
+            self.kills.append(role)
 
     def _kill_one(self, role: str) -> bool:
         if role == "cli":

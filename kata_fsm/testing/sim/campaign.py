@@ -32,6 +32,10 @@ PROGRAMS_PER_JOURNAL = 100
 """After so many a new journal is begun: each is verified as a whole, and its streams share one map."""
 
 
+SCRATCH = "KATA_FSM_FUZZ_SCRATCH"
+"""Environment: where a worker makes its directories. It may be told to stop at any time, and cleans nothing then."""
+
+
 class Parameters(msgspec.Struct, frozen=True):
     """What a campaign is made of. `steps`: operations of a program at most; `trouble`: percent of them that are."""
 
@@ -66,8 +70,8 @@ def program_of(given: Parameters, number: int) -> list[Op]:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[str]:
-    """A directory in memory, if there is such a file system."""
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    """A directory in memory, if there is such a file system; a worker's is in its campaign's, which outlives it."""
+    base = os.environ.get(SCRATCH) or ("/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
     directory = tempfile.mkdtemp(prefix="kata-fsm-fuzz-", dir=base)
     try:
         yield directory

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 import msgspec
 
 from kata_fsm.errors import Bug, UsageError
-from kata_fsm.testing.sim.campaign import Parameters, Tally, explore, numbers
+from kata_fsm.testing.sim.campaign import SCRATCH, Parameters, Tally, explore, numbers, scratch
 from kata_fsm.testing.sim.lives import Rewire
 from kata_fsm.testing.sim.programs import parse, show
 from kata_fsm.world import repository_root
@@ -51,7 +51,12 @@ def campaign(given: Parameters, workers: int, handlers: str = "") -> Tally:
     """Run a campaign in that many processes; the first failure by its program's number."""
     if workers == 1:
         return explore(given, numbers(given), rewire=rewire_of(handlers))
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([repository_root(), *sys.path])}
+    with scratch() as directory:
+        return _side_by_side(given, workers, handlers, directory)
+
+
+def _side_by_side(given: Parameters, workers: int, handlers: str, directory: str) -> Tally:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([repository_root(), *sys.path]), SCRATCH: directory}
     running = [
         subprocess.Popen(
             [sys.executable, "-m", "kata_fsm.testing.sim.worker", _text(Share(given, worker, workers, handlers))],

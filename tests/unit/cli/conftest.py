@@ -18,7 +18,7 @@ from kata_fsm.cli import launcher
 from kata_fsm.oci.names import container_key
 from kata_fsm.oci.status import list_row, state_document
 
-LIMIT_S = 30.0
+LIMIT_S = 120.0
 STUB = Path(__file__).parent / "stub_supervisor.py"
 STAMP = Stamp(wall_ns=1, mono_ns=1, boot_id="boot")
 

@@ -133,6 +133,24 @@ async def test_plugging_without_virtiofsd_fails_and_can_be_repeated(place, tiny)
     await monitor.aclose()
 
 
+async def test_plugging_a_virtiofsd_that_is_stopped_has_a_limit_and_says_why(place, tiny):
+    """QEMU waits for it in its main loop, and answers nobody meanwhile."""
+    settings = tiny()
+    prepare, release = handlers(place, settings)
+    monitor = Monitor(place.paths.qmp_sock)
+    await HypervisorLaunch(place.paths, settings, monitor).perform(Intent("hypervisor.launch", "", {"sandbox": "box"}))
+    identity = process.Identity.from_dict(await prepare.perform(NOTHING))
+    process.kill(identity, signal.SIGSTOP)
+    with pytest.raises(errors.TimeoutExceeded) as told:
+        await share.SharePlug(place.paths, monitor).perform(NOTHING)
+    assert told.value.message.startswith("QEMU did not answer `device_add` within")
+    assert told.value.message.endswith(f"virtiofsd (pid {identity.pid}) is stopped")
+    assert told.value.phase == "qmp"
+    await HypervisorStop(place.paths, settings, monitor).perform(Intent("hypervisor.stop", "", {}))
+    await release.perform(NOTHING)
+    await monitor.aclose()
+
+
 CHILD = """
 import os, sys, trio
 from kata_fsm.effects import mounts, share, storage

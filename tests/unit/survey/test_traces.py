@@ -106,6 +106,27 @@ async def test_mounts_and_directories_are_taken_away_and_nothing_below_a_mount(p
     assert not os.path.exists(place.base)
 
 
+async def test_a_parent_with_a_cgroup_of_another_installation_in_it_is_no_orphan(
+    place: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To take it away would take the other's away as well."""
+    top, other = f"/kf-test-{os.getpid()}-two", "ffffffffffff"
+    cgroup.create(f"{top}/mine", UID)
+    try:
+        if not cgroups():
+            pytest.skip("cgroups take no extended attributes here")
+        monkeypatch.setenv("KATA_FSM_RUN", "/run/other")
+        cgroup.create(f"{top}/its", other)
+        assert {os.path.basename(trace.name) for trace in cgroups()} == {"its"}
+        monkeypatch.undo()
+        monkeypatch.setenv("KATA_FSM_RUN", os.path.dirname(os.path.dirname(place.base)))
+        assert {os.path.basename(trace.name) for trace in cgroups() if trace.uid == UID} == {"mine"}
+    finally:
+        await cgroup.remove(f"{top}/mine", UID)
+        await cgroup.remove(f"{top}/its", other)
+    assert not any(os.path.exists(hierarchy.point + top) for hierarchy in cgroup.hierarchies())
+
+
 async def test_cgroups_are_told_apart_by_run_directory_and_sandbox(
     place: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +24,10 @@ from kata_fsm.errors import EffectError, TimeoutExceeded, UsageError
 from kata_fsm.machines.intents import ACQUIRING, PARAMS
 from kata_fsm.machines.vocab import Intent
 from kata_fsm.testing.sim import coverage, programs
+from kata_fsm.testing.sim.campaign import SCRATCH, Parameters
 from kata_fsm.testing.sim.ops import NAMES, Op
 from kata_fsm.testing.sim.shrink import shrink
+from kata_fsm.testing.sim.worker import campaign
 
 UID = "0123456789ab"
 RELEASING = {"hypervisor.stop": "hypervisor.launch", "network.detach": "network.attach", "share.release": "share.prepare",
@@ -219,3 +222,20 @@ def test_what_cannot_be_reached_is_explained() -> None:
     for name, why in coverage.UNREACHABLE.items():
         assert name in known
         assert why
+
+
+def test_a_campaign_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first failure ends the other workers, wherever they are."""
+    (tmp_path / "m").mkdir()
+    planted = """def plant(wiring):
+    async def perform(intent):
+        return {}
+    wiring.handlers["container.discard"].handler.perform = perform
+"""
+    (tmp_path / "m" / "planted_bug.py").write_text(planted)
+    (tmp_path / "s").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "m")
+    monkeypatch.setenv(SCRATCH, str(tmp_path / "s"))
+    tally = campaign(Parameters("left", 400), 2, "planted_bug:plant")
+    assert tally.failure is not None
+    assert list((tmp_path / "s").iterdir()) == []
