@@ -226,7 +226,9 @@ def clean(engine: Engine, word: str, tidy: Callable[[], None]) -> Iterator[None]
     def is_clean() -> bool:
         found = leaks(engine.kata, traces, before)
         left[:] = [each for each in found if not _is_elsewhere(each, running) and not engine.keeps(each)]
-        left.extend(f"cgroup {path}" for path in _cgroups_named(word) - cgroups)
+        names = {name for name, _ in traces.sandboxes()}  # others may run podman, whose cgroups are called alike
+        new = _cgroups_named(word) - cgroups
+        left.extend(f"cgroup {path}" for path in new if any(name in path for name in names))
         return not left
 
     try:
