@@ -17,7 +17,7 @@ from tests.support.engines import PATH, Engine
 from tests.support.kata import LIMIT_S, wait_until
 
 IMAGE = "bb:latest"
-_UP_S = 60.0  # a start with a container to be ended and made again takes about 30 s under emulation
+_UP_S = 240.0  # a start with a container to be ended and made again takes 30 s under emulation, more with other work
 
 
 class Docker(Engine):

@@ -166,11 +166,16 @@ class Traces:
         return found
 
     def _uids(self) -> set[str]:
+        return {uid for _, uid in self.sandboxes()}
+
+    def sandboxes(self) -> set[tuple[str, str]]:
+        """(id, uid) of every sandbox that this installation has ever had."""
         path = Path(self.base) / "s" / "journal"
         if not path.exists():
             return set()
         with Journal.open(path, read_only=True) as journal:
-            return {info.stream.rpartition("@")[2] for info in journal.streams()}
+            named = (info.stream.rpartition("@") for info in journal.streams())
+            return {(name, uid) for name, _, uid in named}
 
 
 def leaks(kata: Kata, traces: Traces, before: dict[str, set[str]]) -> list[str]:

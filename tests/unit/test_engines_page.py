@@ -12,7 +12,7 @@ def marked() -> set[tuple[str, str, bool]]:
     """(engine, feature, refused) of every `@feature(...)` in tests/clients, read without running anything."""
     found = set()
     for path in sorted((ROOT / "tests" / "clients").glob("test_*.py")):
-        engine = path.name.removeprefix("test_").removesuffix(".py").partition("_")[0]
+        engine = next(name for name in TITLES if path.name.startswith(f"test_{name}"))
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "feature":
                 refused = any(word.arg == "refused" for word in node.keywords)
