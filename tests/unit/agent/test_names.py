@@ -16,9 +16,10 @@ TAKE = {"address": ADDRESS}
 
 def opened(agent: AgentProcess) -> int:
     """A first call, which opens the port and waits; its stream."""
+    agent.client.call("QueryState")  # it is in its namespaces
     subprocess.run(["nsenter", "-t", str(agent.process.pid), "-n", "ip", "link", "set", "lo", "up"], check=True)
     waiting = agent.client.start("TakeQuestion", TAKE)
-    agent.client.call("QueryState")  # answered after it was begun
+    agent.client.call("QueryState")  # answered after the other was begun
     return waiting
 
 
