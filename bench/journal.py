@@ -24,7 +24,7 @@ from bench import journal_size
 from bench.kit import ROOT, BenchError, Kit, say
 from bench.life import Step, life
 from bench.report import AT_LEAST, AT_MOST, Claim, Report, Series, ratio
-from bench.stores import STORES, Writer
+from bench.stores import STORES, WAITING, Writer
 from journal import Journal
 from journal.records import Record
 from kata_fsm.machines import Moved, fold
@@ -33,6 +33,7 @@ from kata_fsm.snapshots import load
 RUNS = 5
 STEPS = 400  # of each store in each run
 WRITERS = 8
+CROWDS = ("journal", WAITING, "sqlite")
 WRITERS_S = 2.0
 READ = 100_000
 RECORDS = 1_000_000
@@ -64,6 +65,8 @@ def _steps(kit: Kit, runs: int, steps: list[Step], report: Report) -> None:
     """One step of each store in turn."""
     writers: dict[str, Writer] = {}
     for name, store in STORES.items():
+        if name == WAITING:
+            continue  # who is alone waits for nobody
         try:
             writers[name] = Writer(store(_new(kit, f"step-{list(STORES).index(name)}")), steps, "s")
         except ImportError:
@@ -84,6 +87,8 @@ def _steps(kit: Kit, runs: int, steps: list[Step], report: Report) -> None:
     for name in took:
         if name not in ("file", "journal"):
             report.notes.append(f"durable step, {name} / plain file: {ratio(took[name], took['file']):.2f} times")
+    alone = ratio(took["journal"], took["lmdb alone"])
+    report.notes.append(f"ours takes {alone:.2f} times LMDB alone, for its lock, its checks and its digests")
     twice = ratio(took["journal"], took["file, two flushes"])
     report.notes.append(
         f"LMDB flushes its pages and then the page that names them: no journal over it is faster than a file with two "
@@ -95,15 +100,15 @@ def _steps(kit: Kit, runs: int, steps: list[Step], report: Report) -> None:
 
 
 def _writers(kit: Kit, runs: int, steps: list[Step], report: Report) -> None:
-    """One writer and many, of the journal and of SQLite, in turn."""
+    """One writer and many, of the journal, of it behind the kernel's lock, and of SQLite, in turn."""
     path = kit.base / "journal" / "steps.pickle"
     path.write_bytes(pickle.dumps(steps))
     rates = {
         (name, count): Series(f"{count} writer{'s' if count > 1 else ''}, {name}", "steps/s", [])
-        for name in ("journal", "sqlite")
+        for name in CROWDS
         for count in (1, WRITERS)
     }
-    fair = {name: Series(f"slowest / fastest of {WRITERS} writers, {name}", "", []) for name in ("journal", "sqlite")}
+    fair = {name: Series(f"slowest / fastest of {WRITERS} writers, {name}", "", []) for name in CROWDS}
     for number in range(runs):
         for (name, count), series in rates.items():
             counts = _crowd(name, _new(kit, f"{name}-{count}-{number}"), path, count)
@@ -117,10 +122,11 @@ def _writers(kit: Kit, runs: int, steps: list[Step], report: Report) -> None:
         Claim(f"{WRITERS} writers together / one", AT_LEAST, 0.8, together),
         Claim(f"slowest / fastest of {WRITERS} writers", AT_LEAST, 0.25, fair["journal"].median),
     ]
-    theirs = ratio(rates["sqlite", WRITERS], rates["sqlite", 1])
-    report.notes.append(
-        f"sqlite: {WRITERS} writers together {theirs:.2f} of one, slowest / fastest {fair['sqlite'].median:.3f}"
-    )
+    for name in CROWDS[1:]:
+        theirs = ratio(rates[name, WRITERS], rates[name, 1])
+        report.notes.append(
+            f"{name}: {WRITERS} writers together {theirs:.2f} of one, slowest / fastest {fair[name].median:.3f}"
+        )
 
 
 def _crowd(name: str, directory: Path, life_path: Path, count: int) -> list[int]:

@@ -4,6 +4,10 @@
 - *file*: the floor. One write of the bytes to the end of a file, and fdatasync: no index, no lock, nothing to find again.
 - *file, two flushes*: the same, and a second write of 120 bytes in place to a file that writes through. These are LMDB's two
   flushes: its pages first, then the page that names them. No journal over it can be faster.
+- *lmdb alone*: the same bytes in the same tables by LMDB, in one transaction: no lock before it, no digest, no check.
+  Between this and the floor are the pages that trees change; between this and the journal is what is ours.
+- *journal, waiting in the kernel*: ours, with an flock instead of its own lock: no deadline, no holder named, and whoever is
+  next is woken by the kernel. No lock of ours hands over faster.
 - *sqlite*: WAL, synchronous=FULL. Tables like the journal's; it is given the records as bytes, and makes no digests.
 - *eventsourcing*: the package's recorder over SQLite with WAL. It has no projections, and gets the bodies as bytes.
 
@@ -12,6 +16,7 @@ Run as `python -m bench.stores NAME DIRECTORY NUMBER LIFE SECONDS`, it is one of
 
 from __future__ import annotations
 
+import fcntl
 import importlib
 import os
 import pickle
@@ -19,11 +24,15 @@ import sqlite3
 import sys
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import lmdb
+
 from bench.life import STAMP, Step
-from journal import Journal
+from journal import Journal, layout
 
 LIMIT_S = 60.0
 
@@ -78,6 +87,54 @@ class Ours:
         self._journal.close()
 
 
+class _KernelLock:
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    @contextmanager
+    def hold(self, timeout_s: float) -> Iterator[None]:
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class OursInTheKernel(Ours):
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        assert self._journal._lock is not None
+        self._journal._lock.close()
+        self._journal._lock = _KernelLock(directory / "lock")  # type: ignore[assignment]
+
+
+class LmdbAlone:
+    def __init__(self, directory: Path) -> None:
+        self._env = lmdb.open(str(directory), map_size=1 << 30, max_dbs=layout.TABLES_MAX, lib_version=layout.ENGINE)
+        names = (*layout.TABLES_V1, *layout.TABLES_V2)
+        self._meta, self._records, self._streams, self._projections, *_ = (self._env.open_db(name) for name in names)
+        self._seq = 0
+
+    def step(self, stream: str, rev: int, step: Step) -> None:
+        with self._env.begin(write=True) as txn:
+            for place, value in enumerate(step.stored, 1):
+                self._seq += 1
+                txn.put(layout.seq_key(self._seq), value, append=True, db=self._records)
+                txn.put(layout.stream_key(stream, rev + place), layout.seq_key(self._seq), db=self._streams)
+            txn.put(layout.HEAD_KEY, step.stored[-1][:120], db=self._meta)
+            for key, wanted in step.projections.items():
+                if wanted is None:
+                    txn.delete(key, db=self._projections)
+                else:
+                    txn.put(key, wanted, db=self._projections)
+
+    def close(self) -> None:
+        self._env.close()
+
+
 _TABLES = """
 create table if not exists records (seq integer primary key, stream text, rev integer, value blob, unique (stream, rev));
 create table if not exists projections (key blob primary key, value blob);
@@ -129,12 +186,15 @@ class Eventsourcing:
         self._recorder.datastore.close()
 
 
+WAITING = "journal, waiting in the kernel"
 STORES: dict[str, type[Store]] = {
     "file": File,
     "file, two flushes": FileTwice,
+    "lmdb alone": LmdbAlone,
     "journal": Ours,
     "sqlite": Sqlite,
     "eventsourcing": Eventsourcing,
+    WAITING: OursInTheKernel,
 }
 
 

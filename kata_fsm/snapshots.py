@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from journal import Journal, Record
 
-SHAPE = 1
+SHAPE = 2
 """Goes up when `Pod` changes so that what was kept before reads differently."""
 
 

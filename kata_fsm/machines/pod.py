@@ -36,6 +36,10 @@ POD_MACHINES = ("sandbox", "vm", "agent", "network", "share")
 
 INIT = "init"
 
+EXECS_REMEMBERED = 128
+"""How many closed execs a pod knows: an engine that probes a container's health every few seconds makes one each time, for
+months, and every step looks at all processes. The agent in the guest forgets them as well. The journal has all of them."""
+
 
 def init_of(container_id: str) -> str:
     """The subject of a container's init process."""
@@ -98,9 +102,25 @@ def _place(pod: Pod, event: Moved, unit: Unit) -> None:
     if event.machine == "container":
         pod.containers[event.subject] = unit
     elif event.machine == "process":
+        if unit.state == process.CLOSED and not _is_init(event.subject):
+            pod.processes.pop(event.subject, None)  # to the end: forgotten are those that were closed first
+            _forget(pod.processes)
         pod.processes[event.subject] = unit
     else:
         setattr(pod, event.machine, unit)
+
+
+def _forget(processes: dict[str, Unit]) -> None:
+    """Make room for one more closed exec, in a dict of our own."""
+    if len(processes) < EXECS_REMEMBERED:
+        return
+    closed = [subject for subject, unit in processes.items() if unit.state == process.CLOSED and not _is_init(subject)]
+    for subject in closed[: max(0, len(closed) + 1 - EXECS_REMEMBERED)]:
+        del processes[subject]
+
+
+def _is_init(process_subject: str) -> bool:
+    return process_subject.endswith(f"/{INIT}")
 
 
 def evolve(pod: Pod, event: Moved) -> Pod:

@@ -20,6 +20,8 @@ EXITED = "exited"
 CLOSED = "closed"
 
 ALIVE = frozenset({CREATED, SPAWNING, RUNNING})
+OVER = frozenset({CLOSED, ABSENT})
+"""Of one that there was: a pod forgets closed execs (`pod.EXECS_REMEMBERED`)."""
 
 TABLE = Table(
     "process",

@@ -264,7 +264,7 @@ async def _attached(server: Server, channel: Channel, subject: str) -> bool:
             nursery.start_soon(hung_up)
             await server.runtime.until(
                 lambda pod: (
-                    "shim" in pod.unit("process", subject).facts or pod.unit("process", subject).state == process.CLOSED
+                    "shim" in pod.unit("process", subject).facts or pod.unit("process", subject).state in process.OVER
                 )
             )
             attached = True

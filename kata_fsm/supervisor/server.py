@@ -20,7 +20,7 @@ from kata_fsm.effects.process import Identity
 from kata_fsm.errors import Bug, CallerError, IllegalTransition, KataFsmError, NotFoundError, WorldError
 from kata_fsm.limits import RETRY_S, SHIM_ATTACH_S
 from kata_fsm.machines import process
-from kata_fsm.machines.pod import Unit
+from kata_fsm.machines.pod import Pod, Unit
 from kata_fsm.machines.vocab import EXIT_UNKNOWN, AttachShim, Facts
 from kata_fsm.supervisor.channel import Channel
 from kata_fsm.supervisor.kept import Kept
@@ -178,7 +178,7 @@ class Server:
         try:
             if self._unit(subject).state == process.CLOSED:
                 close_all(fds)
-                await channel.send({"exit": self._exit_code(subject)})
+                await channel.send({"exit": _exit_code(self.runtime.pod, subject)})
                 return
             identity = self._identify(subject, hello, fds)
             shim = self.take_shim(channel, hello, fds)
@@ -202,9 +202,6 @@ class Server:
     def _unit(self, subject: str) -> Unit:
         return self.runtime.pod.unit("process", subject)
 
-    def _exit_code(self, subject: str) -> int:
-        return int(self._unit(subject).facts.get("exit_code", EXIT_UNKNOWN))
-
     def _identify(self, subject: str, hello: dict[str, Any], fds: list[int]) -> Identity:
         """Who attaches. Raises `CallerError`, and `fds` are closed."""
         pid = hello.get("pid")
@@ -223,7 +220,7 @@ class Server:
             if not early or self._unit(subject).facts.get("shim") != identity.to_dict():
                 await self.runtime.submit(AttachShim(subject, identity.to_dict()))
         except IllegalTransition:
-            if self._unit(subject).state != process.CLOSED:
+            if self._unit(subject).state not in process.OVER:
                 raise Bug(f"process `{subject}` is `{self._unit(subject).state}` and takes no shim") from None
             return  # it was closed meanwhile: the shim is told its exit code like any other
         await channel.send({"ok": True})
@@ -252,12 +249,17 @@ class Server:
 
     async def _first_size(self, session: Session, rows: object, columns: object) -> None:
         running = (process.CREATED, process.RUNNING)
-        ended = (process.EXITED, process.CLOSED)
+        ended = (process.EXITED, *process.OVER)
         pod = await self.runtime.until(lambda pod: pod.unit("process", session.subject).state in (*running, *ended))
         if pod.unit("process", session.subject).state in running:
             await self._resize(session, rows, columns)
 
     async def _tell_exit(self, session: Session) -> None:
-        await self.runtime.until(lambda pod: pod.unit("process", session.subject).state == process.CLOSED)
-        await session.tell_exit(self._exit_code(session.subject))
-        # The shim drains its pipes and leaves; it hangs up when it does.
+        # From the pod in which it was closed: a later one may have forgotten it.
+        pod = await self.runtime.until(lambda pod: pod.unit("process", session.subject).state in process.OVER)
+        await session.tell_exit(_exit_code(pod, session.subject))
+
+
+def _exit_code(pod: Pod, subject: str) -> int:
+    return int(pod.unit("process", subject).facts.get("exit_code", EXIT_UNKNOWN))
+    # The shim drains its pipes and leaves; it hangs up when it does.

@@ -186,7 +186,7 @@ class Session:
         return dict(config)
 
     def _has_ended(self, pod: Pod) -> bool:
-        return pod.unit("process", self.subject).state in (process.EXITED, process.CLOSED)
+        return pod.unit("process", self.subject).state in (process.EXITED, *process.OVER)
 
     async def _lost(self, lie: AgentLied) -> None:
         """An agent that lies once is believed nothing more: its sandbox ends, and only that."""

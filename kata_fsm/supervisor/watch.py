@@ -79,7 +79,7 @@ class Watcher:
         """Start the watches that are due and cancel those that are not."""
         if pod.agent.state in agent.OVER:
             self._link.end()
-        for subject in [s for s in self.sessions if pod.unit("process", s).state == process.CLOSED]:
+        for subject in [s for s in self.sessions if pod.unit("process", s).state in process.OVER]:
             del self.sessions[subject]  # whoever still tells its shim of the end holds on to it
         wanted = self._wanted(pod)
         for key in [key for key in self._tasks if key not in wanted]:

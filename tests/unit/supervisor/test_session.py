@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from journal import Journal
 from kata_fsm.limits import STREAM_READ_BYTES
-from kata_fsm.machines import container, process, sandbox
+from kata_fsm.machines import container, pod, process, sandbox
 from kata_fsm.world import Paths
 from kata_wire import envelope
 from tests.support.agent_peer import AgentPeer, Message, Refused
@@ -180,6 +181,24 @@ async def test_a_shim_without_input_has_none(house: House, peer: AgentPeer) -> N
     await wait_for(lambda: peer.process(BOX, "e1").input_eof, "the end of the input")
     peer.process(BOX, "e1").finish(code=4)
     assert await shim.exit_code() == 4
+
+
+async def test_execs_that_the_pod_forgets_are_told_their_ends(
+    house: House, peer: AgentPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when more of them end at once than are remembered."""
+    monkeypatch.setattr(pod, "EXECS_REMEMBERED", 2)
+    await house.run()
+    shims = [await house.exec() for _ in range(6)]
+    for number in (1, 2, 3):
+        peer.process(BOX, f"e{number}").finish(code=number)
+        assert await shims[number - 1].exit_code() == number
+    assert "box/e1" not in house.runtime.pod.processes
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(house.ask, "delete", container=BOX, force=True))
+        for shim in shims[3:]:
+            assert await shim.exit_code() == 255
+        house.cleaned.set()
 
 
 async def test_a_terminal_has_one_stream(house: House, peer: AgentPeer) -> None:
