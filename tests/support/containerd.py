@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support.enclosure import Enclosure
-from tests.support.engines import PATH, Engine
-from tests.support.kata import LIMIT_S, wait_until
+from tests.support.engines import PATH, Engine, end
+from tests.support.kata import wait_until
 
 IMAGE = "localhost/bb:latest"
 
@@ -97,9 +97,4 @@ class Containerd(Engine):
 
     def close(self) -> None:
         """End the daemon."""
-        self.daemon.terminate()
-        try:
-            self.daemon.wait(LIMIT_S)
-        finally:
-            self.daemon.kill()
-            self.daemon.wait()
+        end(self.daemon)

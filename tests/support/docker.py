@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.support.enclosure import Enclosure
-from tests.support.engines import PATH, Engine
-from tests.support.kata import LIMIT_S, wait_until
+from tests.support.engines import PATH, Engine, end
+from tests.support.kata import wait_until
 
 IMAGE = "bb:latest"
 _UP_S = 240.0  # a start with a container to be ended and made again takes 30 s under emulation, more with other work
@@ -110,9 +110,4 @@ class Docker(Engine):
 
     def close(self) -> None:
         """End the daemon, which ends its containerd."""
-        self.daemon.terminate()
-        try:
-            self.daemon.wait(LIMIT_S)
-        finally:
-            self.daemon.kill()
-            self.daemon.wait()
+        end(self.daemon)

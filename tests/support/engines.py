@@ -67,6 +67,16 @@ def _marked(path: str) -> str:
         return ""
 
 
+def end(daemon: subprocess.Popen[bytes]) -> None:
+    """Ask a daemon to end, and make it."""
+    daemon.terminate()
+    try:
+        daemon.wait(LIMIT_S)
+    finally:
+        daemon.kill()
+        daemon.wait()
+
+
 class Engine:
     """What the engines have in common: a directory, a private installation of ours in it, a runtime command that uses it.
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import random
 import socket
 import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from kata_fsm.effects import netns
+from tests.support.enclosure import HERE_V4, HERE_V6, Enclosure
 
 SIZE = 3_000_000
 LIMIT_S = 60.0
@@ -46,6 +50,20 @@ def digest_answered(address: str, port: int, data: bytes) -> str:
         while part := client.recv(4096):
             answer += part
     return answer.decode().split()[0]
+
+
+def check_published(network: Enclosure, served: str, *own: str) -> None:
+    """The servers answer on ports 8080 and 8081 of the host: from itself at its `own` addresses, and from the other one by
+    IPv4 and IPv6. On port 8082 of 127.0.0.1 the host alone is answered. `served`: the digest of what they give away."""
+    data = random.Random(5).randbytes(SIZE)
+    taken = hashlib.sha256(data).hexdigest()
+    froms = [(network.here, address) for address in own] + [(network.outside, at) for at in (HERE_V4, HERE_V6)]
+    for place, address in froms:
+        assert network.within(place, lambda at=address: digest_fetched(at, 8080)) == served, (place, address)
+        assert network.within(place, lambda at=address: digest_answered(at, 8081, data)) == taken, (place, address)
+    assert network.within(network.here, lambda: digest_fetched("127.0.0.1", 8082)) == served
+    with pytest.raises(OSError, match=r"refused|timed out"):
+        network.within(network.outside, lambda: digest_fetched(HERE_V4, 8082))
 
 
 @contextmanager
