@@ -3,7 +3,7 @@
 
 With `--features FILE` their outcomes are written there, as JSON lines; `tests.support.matrix` makes docs/engines.md of them.
 
-Run in several processes (`pytest -n 2 --dist loadgroup`, as scripts/test does), tests that look at what is on the host as a
+Run in several processes (`pytest -n 2`, as scripts/test does), tests that look at what is on the host as a
 whole (processes, mounts, namespaces) stay in one of them, one after the other, and the pure ones run beside.
 """
 
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-_TESTS = Path(__file__).parent
 _OF_THE_HOST = (
     "clients/",
     "integration/",
@@ -50,12 +50,17 @@ class Outcomes:
         return report
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the marks
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if item.path.relative_to(_TESTS).as_posix().startswith(_OF_THE_HOST):
-                item.add_marker(pytest.mark.xdist_group("host"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """All tests of the host are one piece of work, each other one is its own. Not by `--dist loadgroup`: xdist 3.8 tells
+    groups by an attribute of tests that pytest 9.2 no longer has."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "host" if nodeid.removeprefix("tests/").startswith(_OF_THE_HOST) else nodeid
+
+    return Scheduling(config, log)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
