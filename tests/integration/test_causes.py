@@ -130,7 +130,7 @@ def test_a_guest_that_switched_itself_off_while_nobody_watched(kata: Kata) -> No
 
 @pytest.fixture
 def memory_cgroup() -> Iterator[Path]:
-    """A memory cgroup of version 1, in which a test starts processes."""
+    """A memory cgroup of version 1, below which a sandbox has its own."""
     if not (MEMORY / "memory.limit_in_bytes").exists():
         pytest.skip("the host has no memory cgroups of version 1")
     directory = MEMORY / f"kf-test-{os.getpid()}"
@@ -141,14 +141,11 @@ def memory_cgroup() -> Iterator[Path]:
 
 
 def test_a_host_out_of_memory(kata: Kata, memory_cgroup: Path) -> None:
-    """The OOM killer of the cgroup that QEMU runs in takes it, as the largest in there."""
+    """The OOM killer of a cgroup above the one that QEMU runs in takes it, as the largest in there."""
     script = "echo up; read line; dd if=/dev/zero of=/dev/null bs=100M count=1; sleep 1000"
-    bundle = kata.bundle("c1", "/bin/sh", "-c", script)
-
-    def enter() -> None:
-        (memory_cgroup / "cgroup.procs").write_text("0")
-
-    runner = kata.spawn("run", "--bundle", str(bundle), "c1", stdin=subprocess.PIPE, preexec_fn=enter)
+    linux = {**config([])["linux"], "cgroupsPath": f"/{memory_cgroup.name}/c1"}
+    bundle = kata.bundle("c1", "/bin/sh", "-c", script, linux=linux)
+    runner = kata.spawn("run", "--bundle", str(bundle), "c1", stdin=subprocess.PIPE)
     assert runner.stdout is not None
     assert runner.stdin is not None
     with runner, runner.stdout:

@@ -36,6 +36,15 @@ def wait_until(condition: Callable[[], Any], what: str, limit_s: float = LIMIT_S
         time.sleep(0.02)
 
 
+class Verb(subprocess.Popen[str]):
+    """One that is killed when a block that it was opened for fails, so that nobody waits for it."""
+
+    def __exit__(self, kind: Any, value: Any, trace: Any) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, value, trace)
+
+
 class Kata:
     """One private installation: its own run, state and root directories, and short names for what tests do."""
 
@@ -84,7 +93,7 @@ class Kata:
 
     def spawn(self, *args: str, **kwargs: Any) -> subprocess.Popen[str]:
         """Start a verb whose output is read while it runs."""
-        return subprocess.Popen(self.argv(*args), env=self.env, stdout=subprocess.PIPE, text=True, **kwargs)
+        return Verb(self.argv(*args), env=self.env, stdout=subprocess.PIPE, text=True, **kwargs)
 
     def detached(self, name: str, bundle: Path) -> None:
         """Create and start a container whose output nobody reads."""
