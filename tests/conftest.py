@@ -52,13 +52,17 @@ class Outcomes:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """All tests of the host are one piece of work, each other one is its own. Not by `--dist loadgroup`: xdist 3.8 tells
-    groups by an attribute of tests that pytest 9.2 no longer has."""
+    """All tests of the host are one piece of work, and so are those of one file of properties, which count together what
+    they have reached; each other one is its own. Not by `--dist loadgroup`: xdist 3.8 tells groups by an attribute of tests
+    that pytest 9.2 no longer has."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "host" if nodeid.removeprefix("tests/").startswith(_OF_THE_HOST) else nodeid
+            name = nodeid.removeprefix("tests/")
+            if name.startswith("property/"):
+                return name.partition("::")[0]
+            return "host" if name.startswith(_OF_THE_HOST) else nodeid
 
     return Scheduling(config, log)
 
