@@ -142,7 +142,7 @@ async def test_plugging_a_virtiofsd_that_is_stopped_has_a_limit_and_says_why(pla
     identity = process.Identity.from_dict(await prepare.perform(NOTHING))
     process.kill(identity, signal.SIGSTOP)
     with pytest.raises(errors.TimeoutExceeded) as told:
-        await share.SharePlug(place.paths, monitor).perform(NOTHING)
+        await share.SharePlug(place.paths, settings, monitor).perform(NOTHING)
     assert told.value.message.startswith("QEMU did not answer `device_add` within")
     assert told.value.message.endswith(f"virtiofsd (pid {identity.pid}) is stopped")
     assert told.value.phase == "qmp"

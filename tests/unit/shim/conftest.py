@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -140,9 +141,16 @@ class Peer:
 
 
 @pytest.fixture
-def peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
-    monkeypatch.setenv("KATA_FSM_RUN", str(tmp_path / "run"))
-    monkeypatch.setenv("KATA_FSM_STATE", str(tmp_path / "state"))
-    made = Peer(tmp_path)
+def short_path() -> Iterator[Path]:
+    """A directory in which a socket's path is short enough (unix(7): 108 bytes), however deep pytest's own is."""
+    with tempfile.TemporaryDirectory(prefix="kf-") as made:
+        yield Path(made)
+
+
+@pytest.fixture
+def peer(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Peer]:
+    monkeypatch.setenv("KATA_FSM_RUN", str(short_path / "run"))
+    monkeypatch.setenv("KATA_FSM_STATE", str(short_path / "state"))
+    made = Peer(short_path)
     yield made
     made.close()
