@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from journal import JournalError
-from kata_fsm import spawn, systemd
+from kata_fsm import spawn
 from kata_fsm.cli import client, console, log, lookup, shims
 from kata_fsm.cli.attending import ShimDied, await_reply
 from kata_fsm.cli.context import Context
@@ -95,11 +95,8 @@ def check_console(*, terminal: bool, given: bool, attached: bool) -> None:
 def create(context: Context, request: Request) -> Created:
     """Create a container. When this raises, nothing is left that was not there before."""
     _require_free(context, request.id)
-    if context.systemd_cgroup and not systemd.booted():
-        raise UsageError(
-            "systemd cgroup flag passed, but systemd support for managing cgroups is not available",
-            hint="systemd does not run here; use cgroupfs",
-        )
+    if context.systemd_cgroup:
+        _require_systemd()
     loaded = load(request.bundle)
     check(loaded)
     given = bool(request.console_socket or request.console)
@@ -128,6 +125,16 @@ def create(context: Context, request: Request) -> Created:
     }
     with Terminal(request.console_socket, request.console, loaded) as terminal:
         return _create_in(context, request, place, settings, loaded, adapted, message, terminal)
+
+
+def _require_systemd() -> None:
+    from kata_fsm import systemd  # of no use to the others, who need not wait for it
+
+    if not systemd.booted():
+        raise UsageError(
+            "systemd cgroup flag passed, but systemd support for managing cgroups is not available",
+            hint="systemd does not run here; use cgroupfs",
+        )
 
 
 def _digest(notes: tuple[str, ...]) -> str:

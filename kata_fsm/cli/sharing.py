@@ -21,11 +21,13 @@ _PATH = re.compile(r"/proc/([0-9]+)/ns/pid\Z")
 
 def name_target(loaded: Loaded, adapted: Adapted, place: Place) -> None:
     """Put the container whose processes are meant into the guest's specification, if it is not the sandbox's own."""
+    if not adapted.sandbox_pidns:
+        return
     linux = loaded.spec.linux
     paths = [each.path or "" for each in (linux.namespaces if linux else None) or [] if each.type == "pid"]
     match = _PATH.match(paths[0]) if paths else None
     owner = container_of(int(match[1])) if match else ""
-    if not adapted.sandbox_pidns or owner in ("", place.sandbox):
+    if owner in ("", place.sandbox):
         return
     for namespace in adapted.guest_spec["linux"]["namespaces"]:
         if namespace["type"] == "pid":
