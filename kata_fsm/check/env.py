@@ -49,7 +49,7 @@ def _runtime(settings: Settings, commit: str, oci: str) -> dict[str, Any]:
         "Trace": False,
         "DisableGuestSeccomp": settings.runtime.disable_guest_seccomp,
         "DisableNewNetNs": False,
-        "SandboxCgroupOnly": False,
+        "SandboxCgroupOnly": True,  # they are in the engine's, in any case
         "Experimental": [],
         "Config": {"Path": settings.origin or ""},
         "Version": {

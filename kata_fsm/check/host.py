@@ -79,7 +79,7 @@ def _module_state(name: str) -> str:
 
 
 def modules(accel: str) -> list[Item]:
-    """kvm and its vendor's half; vhost modules, which nothing needs yet."""
+    """kvm and its vendor's half; vhost, which moves packets in the kernel where it is there."""
     amd = cpu_facts()["vendor"] == "AuthenticAMD"
     items = []
     for name, wanted in (("kvm", True), ("kvm_amd" if amd else "kvm_intel", True), ("vhost", False)):
@@ -93,7 +93,9 @@ def modules(accel: str) -> list[Item]:
                 name=f"module {name}",
                 verdict=verdict,  # type: ignore[arg-type]
                 found=shown,
-                expected="loaded or built in" if wanted else "anything: not used in this version",
+                expected="loaded or built in"
+                if wanted
+                else "loaded, for /dev/vhost-net; without, QEMU moves the packets",
                 fix=f"modprobe {name}",
                 needed=needed,
             )
@@ -101,8 +103,9 @@ def modules(accel: str) -> list[Item]:
     return items
 
 
-def device(path: str, accel: str, *, wanted: bool) -> Item:
-    """Whether a device opens; that it does not exist is told apart from that it may not be opened."""
+def device(path: str, accel: str, *, wanted: bool, without: str = "") -> Item:
+    """Whether a device opens; that it does not exist is told apart from that it may not be opened. `without`: what holds if
+    it does not."""
     needed = wanted and accel == "kvm"
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
@@ -116,7 +119,7 @@ def device(path: str, accel: str, *, wanted: bool) -> Item:
         name=path,
         verdict=verdict,  # type: ignore[arg-type]
         found=found,
-        expected="it opens" if wanted else "anything: not used in this version",
+        expected="it opens" + (f"; {without}" if without else ""),
         fix="load its module; in a container, pass the device in",
         needed=needed,
     )

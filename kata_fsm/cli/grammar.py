@@ -118,7 +118,7 @@ def _verb(name: str, line: str, found: argparse.ArgumentParser | str) -> Verb:
 
 def _parts_of(verb: str) -> tuple[str, ...]:
     module = importlib.import_module(f"kata_fsm.cli.verbs.{verb}")
-    table = getattr(module, "PARTS", None) if verb == "journal" else getattr(module, "_VERBS", None)
+    table = getattr(module, {"journal": "PARTS", "network": "ACTIONS"}.get(verb, "_VERBS"), None)
     return tuple(table) if isinstance(table, dict) else ()
 
 

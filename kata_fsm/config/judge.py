@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import stat
@@ -29,6 +30,8 @@ def check(settings: Settings) -> Settings:
         raise _refusal(settings, "machine_type", f"`{qemu.machine_type}` is not supported, `q35` and `microvm` are")
     for name in ("path", "kernel", "initrd", "guest_directory", "virtio_fs_daemon", "entropy_source"):
         _check_path(settings, name)
+    if qemu.default_vcpus is not None and not math.isfinite(qemu.default_vcpus):
+        raise _refusal(settings, "default_vcpus", f"`{qemu.default_vcpus}` is no number of processors")
     _check_share(settings)
     _check_modules(settings)
     _check_memory(settings)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kata's configuration keys that this runtime does not honour, each with what is said about it.
 
-Names and defaults are those of Kata 1.13 and of its present Go runtime. A value that is one of Kata's own defaults asks for
-nothing and is passed over in silence; any other is noted with the reason, or refused where it asks for a protection that
-would silently be missing.
+Names and defaults are those of Kata 1.13 and of its present runtimes, in Go and in Rust. A value that is one of Kata's own
+defaults asks for nothing and is passed over in silence; any other is noted with the reason, or refused where it asks for a
+protection that would silently be missing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ HYPERVISORS = ("qemu", "clh", "firecracker", "acrn", "stratovirt", "dragonball",
 
 SECTIONS = (
     *(f"hypervisor.{name}" for name in HYPERVISORS),
-    *("agent.kata", "proxy.kata", "shim.kata", "netmon", "runtime", "factory"),
+    *(f"hypervisor.{name}.factory" for name in HYPERVISORS),
+    *("agent.kata", "agent.kata.mem_agent", "proxy.kata", "shim.kata", "netmon", "runtime", "factory"),
 )
 
 
@@ -29,13 +30,14 @@ class Known(NamedTuple):
     @property
     def type_name(self) -> str:
         """The key's type in the words of an error message."""
-        return {bool: "bool", int: "int", str: "str", list: "array of str"}[type(self.silent[0])]
+        words = {bool: "bool", int: "int", str: "str", list: "array of str", tuple: "array of table"}
+        return words[type(self.silent[0])]
 
     def fits(self, value: object) -> bool:
-        """Whether the value has the key's type; a number may have a fraction, an array holds strings."""
+        """Whether the value has the key's type; a number may have a fraction, an array holds strings, or else tables."""
         kind = type(self.silent[0])
-        if kind is list:
-            return isinstance(value, list) and all(isinstance(one, str) for one in value)
+        if kind in (list, tuple):
+            return isinstance(value, list) and all(isinstance(one, str if kind is list else dict) for one in value)
         return isinstance(value, kind if kind is not int else (int, float)) and isinstance(value, bool) == (
             kind is bool
         )
@@ -61,7 +63,9 @@ HYPERVISOR: dict[str, Known] = {
     **_keys("no VMM but QEMU is used", remote_hypervisor_socket=("", "/run/peerpod/hypervisor.sock")),
     **_keys("the guest's kernel is started directly", firmware="", firmware_volume="", pflashes=[]),
     **_keys(_GROW, default_maxvcpus=(0, 1), default_maxmemory=0, memory_slots=10, memory_offset=0),
-    **_keys(_GROW, enable_virtio_mem=False, enable_numa=False, numa_mapping=[], enable_guest_swap=False),
+    **_keys(_GROW, enable_virtio_mem=False, enable_numa=False, numa_mapping=[]),
+    **_keys("the guest has no swap", enable_guest_swap=False, guest_swap_path=("/run/kata-containers/swap", "")),
+    **_keys("the guest has no swap", guest_swap_size_percent=100, guest_swap_create_threshold_secs=60),
     **_keys("devices are plugged into PCI Express root ports", default_bridges=1),
     **_keys(_BLOCK, disable_block_device_use=(False, True), block_device_aio=("io_uring", "native", "threads")),
     **_keys(
@@ -118,7 +122,11 @@ HYPERVISOR: dict[str, Known] = {
     **_keys("the machine has one monitor, ours; its command line is in the journal", extra_monitor_socket=""),
     **_keys("the guest's memory is not dumped", guest_memory_dump_path="", guest_memory_dump_paging=False),
     **_keys("the console is always a serial port", use_legacy_serial=False),
-    **_keys("QEMU's own messages are always kept", hypervisor_loglevel=1),
+    **_keys("QEMU's own messages are always kept", hypervisor_loglevel=1, log_level=("info", "")),
+    **_keys("the sandbox around QEMU is on, unless `seccompsandbox` says off", seccomp_sandbox=""),
+    **_keys(
+        "what a processor offers to guests is for `cpu_features` to say", disable_nested_virtualization=(False, True)
+    ),
     **_keys("QEMU runs as root", unsafe=True, rootless=False),
     **_keys("processes keep the label that they were started with", disable_selinux=(False, True)),
     **_keys("the guest has no SELinux", unsafe=True, disable_guest_selinux=True),
@@ -134,7 +142,8 @@ HYPERVISOR: dict[str, Known] = {
         tdx_quote_generation_service_socket_port=(0, 4050),
         kernel_verity_params="",
         initdata="",
-        guest_extension_images=[],
+        guest_extension_images=((), []),
+        root_hash="",
     ),
     **_keys(_CONFIDENTIAL, measurement_algo=("sha512", "sha384", "sha256", "")),
     **_keys("what QEMU itself takes is measured", overhead_vcpus=0, overhead_memory=0),
@@ -147,6 +156,8 @@ AGENT: dict[str, Known] = {
     **_keys("the agent is not traced", trace_mode=("dynamic", "static"), trace_type=("isolated", "collated")),
     **_keys("there is no debug console; `kata-fsm exec` reaches a container", debug_console_enabled=False),
     **_keys(_FIXED_TIMES, cdh_api_timeout=50, launch_process_timeout=0, dial_timeout_ms=10, reconnect_timeout_ms=3000),
+    **_keys(_FIXED_TIMES, cdh_api_timeout_ms=50000),
+    **_keys("`enable_debug` has it log its every step", log_level=("info", "")),
     **_keys("pipes of processes have the sizes that are fastest", container_pipe_size=0),
     **_keys("devices of the host are not passed to guests", visible_cdi_devices=False),
 }
@@ -191,6 +202,25 @@ FACTORY: dict[str, Known] = {
 _PROCESS = "the shim, the supervisor and the agent's connection are parts of `kata-fsm`"
 
 OTHER: dict[str, dict[str, Known]] = {
+    "agent.kata.mem_agent": _keys(
+        "memory that the guest frees is always given back",
+        mem_agent_enable=False,
+        memcg_disable=False,
+        memcg_swap=False,
+        memcg_swappiness_max=50,
+        memcg_period_secs=600,
+        memcg_period_psi_percent_limit=1,
+        memcg_eviction_psi_percent_limit=1,
+        memcg_eviction_run_aging_count_min=3,
+        compact_disable=False,
+        compact_period_secs=600,
+        compact_period_psi_percent_limit=1,
+        compact_psi_percent_limit=5,
+        compact_sec_max=300,
+        compact_order=9,
+        compact_threshold=1024,
+        compact_force_times=(9223372036854775807,),
+    ),
     "proxy.kata": _keys(_PROCESS, path=("/usr/libexec/kata-containers/kata-proxy", ""), enable_debug=False),
     "shim.kata": _keys(
         _PROCESS, path=("/usr/libexec/kata-containers/kata-shim", ""), enable_debug=False, enable_tracing=False
@@ -207,5 +237,5 @@ OTHER: dict[str, dict[str, Known]] = {
 def keys_of(section: str) -> dict[str, Known]:
     """The keys of a section that are known and not honoured; empty for an unknown section."""
     if section.startswith("hypervisor."):
-        return HYPERVISOR if section in SECTIONS else {}
+        return (FACTORY if section.endswith(".factory") else HYPERVISOR) if section in SECTIONS else {}
     return {"agent.kata": AGENT, "runtime": RUNTIME, "factory": FACTORY, **OTHER}.get(section, {})

@@ -9,6 +9,7 @@ names, key by key. Where the main file is a symbolic link, both directories coun
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Literal, NamedTuple
 
 from kata_fsm.config.lines import line_at, lines_of
@@ -28,7 +29,8 @@ def find(named: str | None) -> str | None:
     chosen = named or os.environ.get("KATA_CONF_FILE")
     if chosen:
         if not os.path.isfile(chosen):
-            raise UsageError(f"configuration file `{chosen}` does not exist")
+            problem = "is not a file" if os.path.exists(chosen) else "does not exist"
+            raise UsageError(f"configuration file `{chosen}` {problem}")
         return os.path.abspath(chosen)
     return next((path for path in DEFAULT_PATHS if os.path.isfile(path)), None)
 
@@ -66,8 +68,13 @@ def read(path: str) -> tuple[dict[str, Any], str]:
     try:
         text = data.decode("utf-8").replace("\r\n", "\n")
         document: dict[str, Any] = tomli.loads(text)
-    except (tomli.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"configuration file `{path}` is not TOML: {error}") from error
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"configuration file `{path}:{line}` is not TOML: it is not UTF-8") from error
+    except (tomli.TOMLDecodeError, RecursionError) as error:
+        given = re.search(r"\(at line (\d+), ", str(error))  # not of what it noticed at the end of the document
+        line = int(given[1]) if given else len(text.rstrip().split("\n"))
+        raise UsageError(f"configuration file `{path}:{line}` is not TOML: {error}") from error
     return document, text
 
 

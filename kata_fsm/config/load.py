@@ -13,7 +13,7 @@ from kata_fsm.config import annotations as annotated
 from kata_fsm.config.judge import check, contradictions, said
 from kata_fsm.config.kata import HYPERVISORS, Known, keys_of
 from kata_fsm.config.kata import SECTIONS as KATA_SECTIONS
-from kata_fsm.config.layers import Merged, Path, lay_all
+from kata_fsm.config.layers import Merged, Path, Value, lay_all
 from kata_fsm.config.settings import SECTIONS, Ignored, Origin, Qemu, Settings
 from kata_fsm.errors import UsageError
 from kata_fsm.limits import CREATE_TIMEOUT_S_MAX
@@ -59,10 +59,20 @@ def _section(merged: Merged, section: Path, type_: type[msgspec.Struct]) -> msgs
     except msgspec.ValidationError as error:
         problem, _, at = str(error).partition(" - at `$")
         name = at.rstrip("`").lstrip(".")
-        key = ".".join((*section, name))
-        origin = merged[*section, name.partition("[")[0]].origin
-        raise UsageError(f"`{origin}`: `{key}`: {problem[:1].lower()}{problem[1:]}") from error
+        key, plain = ".".join((*section, name)), name.partition("[")[0]
+        problem = _in_words(problem, type_, plain)
+        raise UsageError(f"`{merged[*section, plain].origin}`: `{key}`: {problem}") from error
     return converted
+
+
+def _in_words(problem: str, type_: type[msgspec.Struct], name: str) -> str:
+    """msgspec's words, in TOML's: there is no null, and what is legal is listed."""
+    problem = (problem[:1].lower() + problem[1:]).replace(" | null`", "`").replace("`object`", "`table`")
+    if problem.startswith("invalid enum value"):
+        field = next(one for one in msgspec.inspect.type_info(type_).fields if one.name == name)  # type: ignore[attr-defined]
+        legal = getattr(getattr(field.type, "type", field.type), "values", ())
+        problem += ", legal are " + ", ".join(f"`{one}`" for one in sorted(legal) if one)
+    return problem
 
 
 def _is_honoured(key: Path) -> bool:
@@ -77,14 +87,15 @@ def _others(merged: Merged) -> tuple[list[Ignored], list[str]]:
     for key, (value, origin) in merged.items():
         if _is_honoured(key):
             continue
+        _require_no_table(key, origin)
         section, name = _section_of(key)
         known = keys_of(section).get(name)
         dotted = ".".join(key)
-        if known is None and not (section.startswith("hypervisor.") and _is_honoured(("hypervisor", "qemu", name))):
+        if known is None and not (section in KATA_SECTIONS and _is_honoured(("hypervisor", "qemu", name))):
             unknown.append(f"`{origin}`: `{dotted}` is not known{_meant(section, name)}")
             ignored.append(Ignored(dotted, value, origin, "it is not known", True))
             continue
-        foreign = section.startswith("hypervisor.") and section != "hypervisor.qemu"
+        foreign = key[0] == "hypervisor" and key[1] != "qemu"
         if known is not None:
             _require_type(known, dotted, value, origin)
             if known.unsafe and value not in known.silent and (not foreign or section == other):
@@ -102,9 +113,24 @@ def _others(merged: Merged) -> tuple[list[Ignored], list[str]]:
     return ignored, unknown
 
 
+def _require_no_table(key: Path, origin: Origin) -> None:
+    """A key that has a value is no table, whatever stands in that."""
+    for depth in range(2, len(key)):
+        outer, section = key[:depth], key[: depth - 1]
+        known = keys_of(".".join(section)).get(outer[-1])
+        if _is_honoured(outer):
+            _section({outer: Value({}, origin)}, section, SECTIONS[section])
+        elif known is not None:
+            _require_type(known, ".".join(outer), {}, origin)
+
+
 def _section_of(key: Path) -> tuple[str, str]:
-    depth = 1 if key[0] in ("runtime", "factory", "netmon") else 2
-    return ".".join(key[:depth]), ".".join(key[depth:])
+    """(section, name): the longest section of Kata's, else the tables around it."""
+    for depth in range(len(key) - 1, 0, -1):
+        section = ".".join(key[:depth])
+        if section in KATA_SECTIONS:
+            return section, ".".join(key[depth:])
+    return ".".join(key[:-1]), key[-1]
 
 
 def _other_hypervisor(merged: Merged) -> str | None:
@@ -119,7 +145,7 @@ def _first(merged: Merged, section: str) -> Origin:
 
 def _require_type(known: Known, dotted: str, value: Any, origin: Origin) -> None:
     if not known.fits(value):
-        given = {"dict": "object", "list": "array"}.get(type(value).__name__, type(value).__name__)
+        given = {"dict": "table", "list": "array"}.get(type(value).__name__, type(value).__name__)
         raise UsageError(f"`{origin}`: `{dotted}`: expected `{known.type_name}`, got `{given}`")
 
 
@@ -127,15 +153,13 @@ def _meant(section: str, name: str) -> str:
     """`, did you mean ...` for a key, or a section, that resembles a known one."""
     from difflib import get_close_matches
 
-    candidates = (
-        [*keys_of(section), *Qemu.__struct_fields__] if section.startswith("hypervisor.") else [*keys_of(section)]
-    )
-    for path, type_ in SECTIONS.items():
-        if ".".join(path) == section:
-            candidates += type_.__struct_fields__
-    if not candidates:
+    if section not in KATA_SECTIONS:
         close = get_close_matches(section, KATA_SECTIONS, 1)
         return f", did you mean `[{close[0]}]`" if close else ""
+    honoured = SECTIONS.get(tuple(section.split(".")))
+    candidates = [*keys_of(section), *(honoured.__struct_fields__ if honoured else ())]
+    if section.startswith("hypervisor."):
+        candidates += Qemu.__struct_fields__
     close = get_close_matches(name, candidates, 1)
     return f", did you mean `{close[0]}`" if close else ""
 

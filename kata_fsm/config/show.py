@@ -103,11 +103,13 @@ def schema() -> dict[str, Any]:
             if type_or_none is not None
             else {"type": "object", "properties": {name: _other(one) for name, one in kata.keys_of(section).items()}}
         )
-        if len(path) == 1:
-            properties[section] = table
-        else:
-            outer = properties.setdefault(path[0], {"type": "object", "properties": {}})
-            outer["properties"][path[1]] = table
+        inside = properties
+        for name in path[:-1]:
+            outer = inside.setdefault(name, {"type": "object", "properties": {}})
+            if "$ref" in outer:  # a section within one that has a type
+                outer = components[outer["$ref"].rpartition("/")[2]]
+            inside = outer["properties"]
+        inside[path[-1]] = table
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Configuration of kata-fsm",
@@ -117,7 +119,12 @@ def schema() -> dict[str, Any]:
     }
 
 
-_TYPES = {"bool": {"type": "boolean"}, "int": {"type": "number"}, "str": {"type": "string"}}
+_TYPES: dict[str, dict[str, Any]] = {
+    "bool": {"type": "boolean"},
+    "int": {"type": "number"},
+    "str": {"type": "string"},
+    "array of table": {"type": "array", "items": {"type": "object"}},
+}
 
 
 def _other(known: kata.Known) -> dict[str, Any]:

@@ -51,6 +51,7 @@ dpkg -i /tmp/*.deb >/tmp/dpkg.log 2>&1 || { cat /tmp/dpkg.log; exit 1; }
 env -i /usr/bin/kata-fsm --version
 env -i /usr/bin/kata-fsm check
 env -i /usr/bin/kata-fsm env | sed -n 's/^Directory/guest/p'
+grep -rho '/usr/[a-z/]*bin/kata-fsm' /usr/share/doc/kata-fsm/engines | sort -u
 cd /tmp/b
 env -i /usr/bin/kata-fsm spec
 sed -i 's/"terminal": true/"terminal": false/; s/"sh"/"\\/bin\\/busybox", "echo", "from the guest"/' config.json
@@ -84,9 +85,10 @@ def test_it_installs_runs_and_leaves_nothing_but_the_journal(tmp_path: Path) -> 
     assert lines[0].startswith("kata-fsm version ")
     assert any(line.startswith("System can currently create kata-fsm sandboxes") for line in lines)
     assert 'guest = "/usr/share/kata-fsm/guest"' in lines
+    assert [line for line in lines if line.endswith("bin/kata-fsm")] == ["/usr/bin/kata-fsm"]
     assert "from the guest" in lines
     (verified,) = (at for at, line in enumerate(lines) if line.startswith("ok: "))
-    assert sorted(lines[verified + 1 :]) == ["kept journal", "kept kvm.json"]
+    assert sorted(lines[verified + 1 :]) == ["kept journal"]
 
 
 def test_the_wheel_works_in_an_environment_of_its_own(kata: Kata, tmp_path: Path) -> None:

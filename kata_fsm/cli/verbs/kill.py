@@ -21,6 +21,7 @@ def run(context: Context, argv: list[str]) -> int:
         "signal", metavar="SIGNAL", nargs="?", default="SIGTERM", help="name or number (default: SIGTERM)"
     )
     options = parser.parse_args(argv)
+    context.container = options.id  # which a line about a signal that is none belongs to, too
     number = number_of(options.signal)
     found = lookup.require(context, options.id)
     try:

@@ -21,12 +21,28 @@ def run(context: Context, argv: list[str]) -> int:
 def commit() -> str:
     """The checkout's commit, read without git; `unknown` for an installed package."""
     git = os.path.join(repository_root(), ".git")
+    if os.path.isfile(git):  # a work tree of a repository that is elsewhere
+        git = os.path.join(repository_root(), _first(git).removeprefix("gitdir: "))
+    head = _first(f"{git}/HEAD")
+    if not head.startswith("ref: "):
+        return head or "unknown"
+    common = os.path.join(git, _first(f"{git}/commondir"))
+    return _first(f"{common}/{head[5:]}") or _packed(common, head[5:]) or "unknown"
+
+
+def _packed(git: str, name: str) -> str:
     try:
-        with open(f"{git}/HEAD", encoding="ascii") as file:
-            head = file.read().strip()
-        if not head.startswith("ref: "):
-            return head
-        with open(f"{git}/{head[5:]}", encoding="ascii") as file:
-            return file.read().strip()
+        with open(f"{git}/packed-refs", encoding="utf-8") as file:
+            rows = (line.split() for line in file)
+            return next((row[0] for row in rows if row[1:] == [name]), "")
     except OSError:
-        return "unknown"
+        return ""
+
+
+def _first(path: str) -> str:
+    """A file's first line; empty when it cannot be read."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.readline().strip()
+    except OSError:
+        return ""

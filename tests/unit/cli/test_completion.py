@@ -109,6 +109,58 @@ def test_the_shell_takes_it(command: Any, tmp_path: Path, shell: str, words: lis
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
+OFFERED = {
+    "kata-fsm stat": "state",
+    "kata-fsm --log-format text journal ver": "verify",
+    "kata-fsm --log-format js": "json",
+    "kata-fsm journal verify --qu": "--quick",
+    "kata-fsm network list-i": "list-ifaces",
+    "kata-fsm config sch": "schema",
+    "kata-fsm delete --fo": "--force",
+    "kata-fsm delete we": "web-1",
+}
+"""A command line, and what it is completed to."""
+
+
+@pytest.fixture
+def at_hand(command: Any) -> dict[str, str]:
+    """The environment of an interactive shell with the command in its PATH and one container."""
+    command.environment["KATA_FSM_RUN"] = str(command.root)
+    command.add("web-1")
+    return {**command.environment, "PATH": f"{command.directory}:/usr/bin:/bin", "TERM": "dumb", "HOME": "/nonexistent"}
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+def test_fish_completes(command: Any, at_hand: dict[str, str], tmp_path: Path) -> None:
+    script = tmp_path / "completion"
+    script.write_text(command("completion", "fish").stdout)
+    at_hand["HOME"] = str(tmp_path)
+    for line, wanted in OFFERED.items():
+        asked = ["fish", "-N", "-c", f"source {script}; complete -C '{line}'"]
+        done = subprocess.run(asked, env=at_hand, capture_output=True, text=True, timeout=LIMIT_S, check=True)
+        assert [one.partition("\t")[0] for one in done.stdout.splitlines()] == [wanted], line
+        assert done.stderr == ""
+
+
+_ZSH = """
+zmodload zsh/zpty
+zpty z zsh -f -i
+zpty -w z "PS1=; fpath=($1 \\$fpath); autoload -U compinit; compinit -u -D; print -r -- RE''ADY"
+zpty -r z seen '*READY*'
+zpty -w -n z "$2"$'\t'
+zpty -r -m z seen "*$3*" && print -r -- "completed to $3"
+"""
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+def test_zsh_completes(command: Any, at_hand: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "_kata-fsm").write_text(command("completion", "zsh").stdout)
+    for line, wanted in OFFERED.items():
+        asked = ["zsh", "-f", "-c", _ZSH, "zsh", str(tmp_path), line, wanted]
+        done = subprocess.run(asked, env=at_hand, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        assert done.stdout.splitlines()[-1:] == [f"completed to {wanted}"], (line, done)
+
+
 def test_the_shells_are_told_once() -> None:
     from kata_fsm.cli.verbs.completion import SHELLS
 

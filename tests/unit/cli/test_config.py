@@ -82,8 +82,13 @@ def test_an_annotation_can_be_tried(command: Any, file: Path) -> None:
 def test_the_schema_knows_every_key(command: Any) -> None:
     found = json.loads(command("config", "schema").stdout)
     qemu = found["$defs"]["Qemu"]["properties"]
-    assert qemu.keys() == {*SECTIONS["hypervisor", "qemu"].__struct_fields__, *kata.HYPERVISOR}
+    assert qemu.keys() == {*SECTIONS["hypervisor", "qemu"].__struct_fields__, *kata.HYPERVISOR, "factory"}
+    assert qemu.pop("factory")["properties"].keys() == kata.FACTORY.keys()
     assert all(field["description"] for field in qemu.values())
+    assert (
+        found["$defs"]["Agent"]["properties"]["mem_agent"]["properties"].keys()
+        == kata.OTHER["agent.kata.mem_agent"].keys()
+    )
     assert qemu["default_memory"]["default"] == 256
     assert set(found["properties"]["hypervisor"]["properties"]) == set(kata.HYPERVISORS)
 

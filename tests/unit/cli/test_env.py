@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tomli
 
 from kata_fsm import __version__
@@ -43,7 +44,7 @@ def test_the_schema_is_kept(command: Any) -> None:
     assert sorted(keys(found)) == sorted(SCHEMA.split())
     assert (found["Meta"]["Version"], found["KataFsm"]["Format"]) == ("1.0.27", "1.0")
     assert found["Runtime"]["Version"]["Version"]["Semver"] == __version__
-    assert found["Host"]["VMContainerCapable"] is True
+    assert (found["Host"]["VMContainerCapable"], found["Runtime"]["SandboxCgroupOnly"]) == (True, True)
     assert found["Hypervisor"]["Version"].startswith("QEMU emulator version ")
     assert not (command.directory / "state").exists()
 
@@ -66,3 +67,34 @@ def test_what_is_configured_is_in_it(command: Any, tmp_path: Path) -> None:
     assert found["Agent"]["Debug"] is True
     assert found["Kernel"]["Parameters"].endswith("agent.log=debug")
     assert found["KataFsm"]["Config"]["WithoutEffect"] == ["hypervisor.qemu.msize_9p"]
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize("where", ["checkout", "work tree"])
+@pytest.mark.parametrize("form", ["loose", "packed", "detached"])
+def test_the_commit_of_a_checkout_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, form: str
+) -> None:
+    from kata_fsm.cli.verbs import version
+
+    git = tmp_path / ".git"
+    if where == "work tree":
+        own, git = tmp_path / "main" / "worktrees" / "w", tmp_path / "main"
+        own.mkdir(parents=True)
+        (tmp_path / ".git").write_text(f"gitdir: {own}\n")
+        (own / "commondir").write_text("../..\n")
+    else:
+        own = git
+        git.mkdir()
+    (own / "HEAD").write_text(COMMIT if form == "detached" else "ref: refs/heads/x/y\n")
+    if form == "loose":
+        (git / "refs" / "heads" / "x").mkdir(parents=True)
+        (git / "refs" / "heads" / "x" / "y").write_text(COMMIT + "\n")
+    else:
+        (git / "packed-refs").write_text(f"# pack-refs with: peeled\n{COMMIT} refs/heads/x/y\n^{'0' * 40}\n")
+    monkeypatch.setattr(version, "repository_root", lambda: str(tmp_path))
+    assert version.commit() == COMMIT
+    (own / "HEAD").unlink()
+    assert version.commit() == "unknown"

@@ -65,6 +65,11 @@ def test_journald_gets_fields_and_syslog_nothing(command: Any, sinks: tuple[Sink
     assert sinks[1].lines() == []
 
 
+def test_a_line_about_a_signal_that_is_none_names_the_container(command: Any, sinks: tuple[Sink, Sink]) -> None:
+    command("kill", "nobody", "FOO")
+    assert "KATA_FSM_CONTAINER=nobody" in sinks[0].lines()[0].splitlines()
+
+
 def test_without_journald_it_is_syslog(command: Any, sinks: tuple[Sink, Sink]) -> None:
     sinks[0].path.unlink()
     message = command("state", "nobody").stderr.strip()

@@ -22,7 +22,7 @@ class Etc:
     def write(self, text: str, name: str = "configuration.toml") -> Path:
         path = self.directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, errors="surrogateescape")
         return path
 
     def there(self, name: str, content: bytes = b"x", mode: int = 0o755) -> str:

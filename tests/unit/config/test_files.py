@@ -64,7 +64,7 @@ def test_a_link_has_drop_ins_at_both_ends(etc: Any) -> None:
 def test_a_broken_drop_in_is_fatal_and_named(etc: Any) -> None:
     etc.write("")
     etc.write("a = = 1\n", "config.d/bad")
-    with pytest.raises(UsageError, match=r"config\.d/bad` is not TOML: Invalid value \(at line 1, column 5\)"):
+    with pytest.raises(UsageError, match=r"config\.d/bad:1` is not TOML: Invalid value \(at line 1, column 5\)"):
         etc.load()
 
 
@@ -80,6 +80,8 @@ def test_the_first_file_of_the_search_order_wins(etc: Any, monkeypatch: pytest.M
     assert layers.find(str(second)) == str(second)
     with pytest.raises(UsageError, match="does not exist"):
         layers.find("/no/such/file")
+    with pytest.raises(UsageError, match="is not a file"):
+        layers.find(str(etc.directory))
     monkeypatch.delenv("KATA_CONF_FILE")
     second.unlink()
     assert layers.find(None) is None
@@ -87,8 +89,17 @@ def test_the_first_file_of_the_search_order_wins(etc: Any, monkeypatch: pytest.M
 
 QEMU = "[hypervisor.qemu]\n"
 WRONG = {
-    "a = = 1": "is not TOML: Invalid value (at line 1, column 5)",
-    QEMU + "default_memory = '2G'": ":2`: `hypervisor.qemu.default_memory`: expected `int | null`, got `str`",
+    "a = = 1": "toml:1` is not TOML: Invalid value (at line 1, column 5)",
+    "a = 1\nb = [1,\n2\n\n": "toml:3` is not TOML: Unclosed array (at end of document)",
+    "a = 1\nb = '\udcff'": "toml:2` is not TOML: it is not UTF-8",
+    QEMU + "default_memory = '2G'": ":2`: `hypervisor.qemu.default_memory`: expected `int`, got `str`",
+    QEMU + "default_vcpus = nan": ":2`: `hypervisor.qemu.default_vcpus`: `nan` is no number of processors",
+    QEMU + "path = {a = 1}": ":2`: `hypervisor.qemu.path`: expected `str`, got `table`",
+    QEMU + "msize_9p.a = 1": ":2`: `hypervisor.qemu.msize_9p`: expected `int`, got `table`",
+    "[runtime.enable_debug]\nx = 1": ":2`: `runtime.enable_debug`: expected `bool`, got `table`",
+    "[runtime]\ninternetworking_model = 'x'": "invalid enum value 'x', legal are `macvtap`, `none`, `tcfilter`",
+    QEMU
+    + "[[hypervisor.qemu.guest_extension_images]]\nname = 'coco'": "guest_extension_images`: `[{'name': 'coco'}]` can",
     QEMU + "\nenable_debug = 1": ":3`: `hypervisor.qemu.enable_debug`: expected `bool`, got `int`",
     QEMU + "enable_annotations = ['a', 1]": ":2`: `hypervisor.qemu.enable_annotations[1]`: expected `str`, got `int`",
     QEMU + "enable_annotations = ['(']": ":2`: `hypervisor.qemu.enable_annotations`: `(` is no regular expression",
@@ -129,7 +140,7 @@ WRONG = {
 def test_what_is_wrong_is_named_with_its_place(etc: Any, text: str) -> None:
     with pytest.raises(UsageError) as caught:
         etc.load(text)
-    assert str(caught.value).startswith((f"`{etc.file}:", f"configuration file `{etc.file}`"))
+    assert str(caught.value).startswith((f"`{etc.file}:", f"configuration file `{etc.file}:"))
     assert WRONG[text] in str(caught.value)
 
 
@@ -166,14 +177,18 @@ def test_an_initrd_larger_than_the_memory_is_refused(etc: Any) -> None:
 def test_unknown_keys_and_sections_warn_with_what_was_meant(etc: Any) -> None:
     found = etc.load(
         "[hypervisor.qemu]\ndefault_memroy = 1\nenable_iomu = true\nzzz = 1\n"
-        "[runtimes]\nx = 1\n[agent.kata]\nenable_debg = 1\n"
+        "[runtimes]\nx = 1\n[agent.kata]\nenable_debg = 1\n[hypervisor.qmeu]\npath = '/x'\n[runtime.foo]\nx = 1\n"
+        "[hypervisor.qemu.factory]\nenable_templat = true\n"
     )
     assert [warning.partition("toml")[2] for warning in found.warnings] == [
         ":2`: `hypervisor.qemu.default_memroy` is not known, did you mean `default_memory`",
         ":3`: `hypervisor.qemu.enable_iomu` is not known, did you mean `enable_iommu`",
         ":4`: `hypervisor.qemu.zzz` is not known",
+        ":14`: `hypervisor.qemu.factory.enable_templat` is not known, did you mean `enable_template`",
+        ":10`: `hypervisor.qmeu.path` is not known, did you mean `[hypervisor.qemu]`",
         ":6`: `runtimes.x` is not known, did you mean `[runtime]`",
         ":8`: `agent.kata.enable_debg` is not known, did you mean `enable_debug`",
+        ":12`: `runtime.foo.x` is not known",
     ]
 
 
