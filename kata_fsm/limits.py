@@ -100,6 +100,8 @@ HOST_CALL_S = 30.0
 
 # Starting QEMU: from exec to its monitor's greeting takes 0.1 to 0.2 s; a host that swaps may take much longer.
 QEMU_START_S = 20.0
+# And longer where it first takes all of the guest's memory: at 2 GB/s where nothing else happens, at a tenth on a busy host.
+PREALLOC_MIB_PER_S = 200
 QMP_RETRY_S = 0.01
 
 # What a guest needs at least to come up: kernel, initrd and agent (measured: it panics below), and what QEMU itself

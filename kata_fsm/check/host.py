@@ -150,7 +150,13 @@ def memory(settings: HypervisorSettings, accel: str) -> Item:
     try:
         host.check_memory(settings, accel, now=now)
     except errors.EffectError as error:
-        return Item(name="memory", verdict="cannot", found=found, expected=expected, fix=error.hint or str(error))
+        return Item(
+            name="memory",
+            verdict="cannot",
+            found=f"{found}: {error.message}",
+            expected=expected,
+            fix=error.hint or "make room, or lower `default_memory`",
+        )
     return Item(name="memory", verdict="ok", found=found, expected=expected)
 
 
@@ -201,6 +207,14 @@ def propagation() -> Item:
     around = [
         mount for mount in mounts.table() if there == mount.point or there.startswith(mount.point.rstrip("/") + "/")
     ]
+    if not any(mount.point == "/" for mount in mounts.table()):
+        return Item(
+            name="mounts",
+            verdict="cannot",
+            found="`/` is no mount, as in a plain chroot",
+            expected="a mount: processes of a sandbox get a view of their own of it",
+            fix="mount --bind DIRECTORY DIRECTORY before chroot DIRECTORY",
+        )
     if not around:
         return Item(name="mounts", verdict="untold", found="no mount table", expected="`shared`", needed=False)
     mount = max(around, key=lambda one: len(one.point))

@@ -39,6 +39,11 @@ OVERRIDABLE = {
     "virtio_fs_cache": str,
     "default_vcpus": float,
     "default_memory": int,
+    "enable_mem_prealloc": bool,
+    "enable_hugepages": bool,
+    "file_mem_backend": str,
+    "disable_vhost_net": bool,
+    "pcie_root_port": int,
 }
 """The keys of `[hypervisor.qemu]` that an annotation can change, and how its text is read."""
 
@@ -50,6 +55,7 @@ PATH_GATES = {
     "initrd": "valid_initrd_paths",
     "virtio_fs_daemon": "valid_virtio_fs_daemon_paths",
     "entropy_source": "valid_entropy_sources",
+    "file_mem_backend": "valid_file_mem_backends",
 }
 """Path-valued keys, and the list of patterns that their values have to be found by."""
 
@@ -181,7 +187,7 @@ def _parsed(name: str, text: str, kind: type) -> Any:
         if text not in ("true", "false"):
             raise SpecError(f"annotation {name}: `{text}` is none of `true`, `false`")
         return text == "true"
-    number = re.fullmatch(r"-?[0-9]{1,9}" + (r"(\.[0-9]{1,9})?" if kind is float else ""), text)
+    number = re.fullmatch(r"-?[0-9]{1,18}" + (r"(\.[0-9]{1,9})?" if kind is float else ""), text)
     if number is None:
         raise SpecError(f"annotation {name}: `{text}` is not a number")
     return float(text) if "." in text else int(text)

@@ -28,7 +28,15 @@ def check(settings: Settings) -> Settings:
         raise _refusal(settings, "image", problem, "set `initrd` instead")
     if qemu.machine_type not in ("", "q35", "pc", "microvm"):
         raise _refusal(settings, "machine_type", f"`{qemu.machine_type}` is not supported, `q35` and `microvm` are")
-    for name in ("path", "kernel", "initrd", "guest_directory", "virtio_fs_daemon", "entropy_source"):
+    for name in (
+        "path",
+        "kernel",
+        "initrd",
+        "guest_directory",
+        "virtio_fs_daemon",
+        "entropy_source",
+        "file_mem_backend",
+    ):
         _check_path(settings, name)
     if qemu.default_vcpus is not None and not math.isfinite(qemu.default_vcpus):
         raise _refusal(settings, "default_vcpus", f"`{qemu.default_vcpus}` is no number of processors")
@@ -58,7 +66,7 @@ def _check_path(settings: Settings, name: str) -> None:
         raise _refusal(settings, name, f"`{path}` is not an absolute path")
     if not os.path.exists(path):
         raise _refusal(settings, name, f"`{path}` does not exist")
-    if name == "guest_directory":
+    if name in ("guest_directory", "file_mem_backend"):
         if not os.path.isdir(path):
             raise _refusal(settings, name, f"`{path}` is not a directory")
     elif name == "entropy_source":
@@ -123,7 +131,17 @@ _RULES: tuple[tuple[tuple[str, Any], tuple[str, Any], str], ...] = (
         "it needs hugepages",
     ),
     (("hypervisor.qemu.enable_numa", True), ("runtime.static_sandbox_resource_mgmt", False), "it needs static sizes"),
+    (
+        ("hypervisor.qemu.enable_hugepages", True),
+        ("hypervisor.qemu.file_mem_backend", None),
+        "the guest's memory is of huge pages or a file",
+    ),
     (("factory.enable_template", True), ("factory.vm_cache_number", None), "one or the other"),
+    (
+        ("factory.enable_template", True),
+        ("hypervisor.qemu.file_mem_backend", None),
+        "a template is a file of memory itself",
+    ),
     (
         ("factory.enable_template", True),
         ("hypervisor.qemu.shared_fs", "virtio-fs"),

@@ -55,7 +55,6 @@ _GROW = "a sandbox keeps the memory and processors that it booted with"
 _BLOCK = "block devices are not passed to guests"
 _NO_RATES = "traffic of the guest is not limited by the machine monitor"
 _VFIO = "devices of the host are not passed to guests"
-_BACKING = "the guest's memory is shared anonymous memory, taken when it is touched"
 
 HYPERVISOR: dict[str, Known] = {
     **_keys("no VMM but QEMU is used", ctlpath="", valid_ctlpaths=[], jailer_path="", valid_jailer_paths=[]),
@@ -93,9 +92,12 @@ HYPERVISOR: dict[str, Known] = {
     ),
     **_keys("directories reach the guest by virtio-fs", shared_fs="virtio-fs", msize_9p=8192),
     **_keys("the share has no window in the guest's memory (DAX)", virtio_fs_cache_size=0),
-    **_keys(_BACKING, enable_mem_prealloc=False, enable_hugepages=False, enable_swap=False, file_mem_backend=""),
-    **_keys(_BACKING, valid_file_mem_backends=([], [""]), hugepage_type=""),
-    **_keys("memory that the guest frees is always given back", reclaim_guest_freed_memory=(False, True)),
+    **_keys("nothing keeps the host from swapping the guest's memory out, but huge pages", enable_swap=(False, True)),
+    **_keys("huge pages are those of hugetlbfs", hugepage_type=("hugetlbfs", "")),
+    **_keys(
+        "memory that the guest frees is given back, unless `enable_mem_prealloc` or `enable_hugepages` keeps it",
+        reclaim_guest_freed_memory=(False, True),
+    ),
     **_keys(_VFIO, enable_iommu=False, enable_iommu_platform=False, hotplug_vfio_on_root_bus=False),
     **_keys(_VFIO, hot_plug_vfio="no-port", cold_plug_vfio="no-port", pcie_switch_port=0),
     **_keys(_VFIO, default_gpus=0, default_gpu_model=""),
@@ -203,7 +205,7 @@ _PROCESS = "the shim, the supervisor and the agent's connection are parts of `ka
 
 OTHER: dict[str, dict[str, Known]] = {
     "agent.kata.mem_agent": _keys(
-        "memory that the guest frees is always given back",
+        "the guest's memory is in the care of its kernel, and what is freed is given back",
         mem_agent_enable=False,
         memcg_disable=False,
         memcg_swap=False,

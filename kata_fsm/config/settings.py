@@ -73,6 +73,29 @@ class Qemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "many as the host has."
         ),
     ] = None
+    enable_mem_prealloc: Annotated[
+        bool,
+        _about(
+            "Take all of the guest's memory from the host when the machine starts, and keep it; by default it is taken when "
+            "the guest touches it, and what the guest frees goes back."
+        ),
+    ] = False
+    enable_hugepages: Annotated[
+        bool,
+        _about(
+            "Take the guest's memory from the host's huge pages of the usual size (`vm.nr_hugepages`), all of it when the "
+            "machine starts. It is rounded up to whole pages; with too few of them free, a sandbox is refused."
+        ),
+    ] = False
+    file_mem_backend: Annotated[
+        str,
+        _about(
+            "A directory, in whose file system the guest's memory is then a file without a name. By default it is anonymous."
+        ),
+    ] = ""
+    valid_file_mem_backends: Annotated[
+        tuple[str, ...], _about("Patterns of what the annotation `file_mem_backend` may name.")
+    ] = ()
     kernel_params: Annotated[str, _about("Appended to the guest kernel's command line.")] = ""
     enable_debug: Annotated[bool, _about("Have the agent log its every step to the guest console.")] = False
     virtio_fs_daemon: Annotated[str, _about("The daemon that shares directories with the guest.")] = ""
@@ -278,6 +301,9 @@ def hypervisor_settings(settings: Settings) -> dict[str, Any]:
         "accel": qemu.accel,
         "cpu": qemu.cpu,
         "memory_mib": qemu.default_memory,
+        "prealloc": qemu.enable_mem_prealloc or None,
+        "hugepages": qemu.enable_hugepages or None,
+        "memory_directory": qemu.file_mem_backend,
         "vcpus": _vcpus(qemu.default_vcpus),
         "kernel_params": params,
         "root_ports": qemu.pcie_root_port or None,

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.support.kata import Kata
 
@@ -55,6 +58,61 @@ def test_keys_of_the_share_the_processor_and_the_agent(kata: Kata) -> None:
     created = next(record for record in kata.story("c2") if "create_sandbox" in json.dumps(record))
     assert "virtiofsd_cache" in json.dumps(created)
     kata("delete", "--force", "c2")
+
+
+def memory_of(kata: Kata) -> tuple[str, dict[str, int]]:
+    """QEMU's argument about its memory, and the KiB in its status."""
+    (pid,) = kata.processes("qemu-system")
+    (backend,) = (word for word in line_of(pid) if word.startswith("memory-backend-"))
+    rows = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return backend, {row[0].rstrip(":"): int(row[1]) for row in rows if row[2:] == ["kB"]}
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[Path]:
+    """300 MiB of huge pages, given back afterwards."""
+    count, before = Path("/proc/sys/vm/nr_hugepages"), ""
+    try:
+        before = count.read_text()
+        count.write_text("150")
+    except OSError as error:
+        pytest.skip(f"no huge pages here: {error}")
+    if int(count.read_text()) < 150:
+        count.write_text(before)
+        pytest.skip("the host has no huge pages left")
+    yield count
+    count.write_text(before)
+
+
+def test_memory_of_huge_pages(kata: Kata, huge_pages: Path) -> None:
+    configured(kata, "[hypervisor.qemu]\nenable_hugepages = true\ndefault_memory = 257\n")
+    kata.detached("h1", kata.bundle("b1", *SLEEP))
+    backend, taken = memory_of(kata)
+    assert backend.startswith("memory-backend-memfd,id=mem,size=258M,share=on,hugetlb=on,prealloc=on")
+    assert taken["HugetlbPages"] == 258 << 10
+    kata(
+        "exec", "h1", "/bin/dd", "if=/dev/zero", "of=/tmp/x", "bs=1M", "count=40"
+    )  # through the share, into that memory
+    refused = kata("create", "--bundle", str(kata.bundle("b2", *SLEEP)), "h2", check=False)
+    assert "not enough huge pages: the guest's memory takes `129` of `2` MiB, " in refused.stderr
+    assert refused.returncode == 1
+    kata("delete", "--force", "h1")
+    free = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("HugePages_Free"))
+    assert int(free.split()[1]) >= 129
+
+
+def test_memory_that_is_taken_at_once_from_a_directory(kata: Kata) -> None:
+    directory = kata.base / "memory"
+    directory.mkdir()
+    configured(kata, f"[hypervisor.qemu]\nenable_mem_prealloc = true\nfile_mem_backend = '{directory}'\n")
+    kata.detached("p1", kata.bundle("b1", *SLEEP))
+    backend, taken = memory_of(kata)
+    assert (
+        backend == f"memory-backend-file,id=mem,size=256M,share=on,mem-path={directory},prealloc=on,prealloc-threads=1"
+    )
+    assert taken["RssFile"] + taken["RssShmem"] >= 256 << 10
+    assert list(directory.iterdir()) == []  # the file has no name
+    kata("delete", "--force", "p1")
 
 
 def told(kata: Kata, words: str) -> list[dict[str, Any]]:

@@ -60,15 +60,28 @@ def _console(paths: Paths) -> list[str]:
     ]
 
 
+def _memory(settings: HypervisorSettings) -> str:
+    """The guest's memory: shared, because virtiofsd reads and writes it."""
+    kind, where = "memory-backend-memfd", ""
+    if settings.memory_directory:
+        kind, where = "memory-backend-file", f",mem-path={quote(settings.memory_directory)}"
+    elif settings.hugepages:
+        where = ",hugetlb=on"
+    taken = f",prealloc=on,prealloc-threads={settings.vcpus}" if settings.keeps_memory else ""
+    return f"{kind},id=mem,size={settings.memory_mib}M,share=on{where}{taken}"
+
+
 def _devices(settings: HypervisorSettings, paths: Paths) -> list[str]:
+    reporting = "off" if settings.keeps_memory else "on"
     devices = [
         *("-device", "virtio-serial-pci,id=serial0"),
         *("-chardev", f"socket,id=agent,path={quote(paths.agent_sock)},server=on,wait=off"),
         *("-device", f"virtserialport,bus=serial0.0,chardev=agent,name={AGENT_PORT}"),
         *("-object", f"rng-random,id=entropy,filename={quote(settings.entropy_source)}"),
         *("-device", "virtio-rng-pci,rng=entropy"),
-        # Memory that the guest frees goes back to the host, and the balloon gives way before the guest kills.
-        *("-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on,deflate-on-oom=on"),
+        # Memory that the guest frees goes back to the host, and the balloon gives way before the guest kills. A huge page
+        # that went back might be somebody else's when the guest wants it again, which would be the end of QEMU.
+        *("-device", f"virtio-balloon-pci,id=balloon0,free-page-reporting={reporting},deflate-on-oom=on"),
         # An I/O port that says "panicked", if the guest's kernel has the driver.
         *("-device", "pvpanic"),
     ]
@@ -91,8 +104,7 @@ def build(
         *accelerator(settings, accel, image.cpu.get(accel, "")),
         *("-smp", str(settings.vcpus)),
         *("-m", str(settings.memory_mib)),
-        # Shared, because virtiofsd reads and writes the guest's memory.
-        *("-object", f"memory-backend-memfd,id=mem,size={settings.memory_mib}M,share=on"),
+        *("-object", _memory(settings)),
         *("-kernel", image.kernel),
         *(("-initrd", image.initrd) if image.initrd else ()),
         *("-append", image.command_line(accel, settings, tsc_khz)),

@@ -83,7 +83,7 @@ class HypervisorLaunch(_Hypervisor):
         identity = self.find()
         if identity is not None:
             return self._result(identity, process.argv_of(identity.pid), {})
-        settings = self._settings(intent.params)
+        settings = host.fitted(self._settings(intent.params))
         guest = await Bounded("image", "reading the guest's kernel and initrd").run(lambda: image.load(settings))
         self.monitor.warm()
         host.check_paths(self.paths)
@@ -101,7 +101,7 @@ class HypervisorLaunch(_Hypervisor):
         line = argv.build(settings, self.paths, guest, choice.accel, str(intent.params.get("sandbox", "")), tsc_khz=khz)
         identity = process.spawn(line, log_path=self.paths.qemu_log)
         try:
-            await self._until_up(identity, choice.accel)
+            await self._until_up(identity, choice.accel, _start_limit_s(settings))
         except Exception:
             with trio.CancelScope(shield=True):
                 await process.kill_and_wait(identity)
@@ -114,7 +114,7 @@ class HypervisorLaunch(_Hypervisor):
         accel = "kvm" if "kvm" in line else "tcg"
         return {**identity.to_dict(), "argv": line, "argv_sha256": argv.digest(line), "accel": accel, **extra}
 
-    async def _until_up(self, identity: process.Identity, accel: str) -> None:
+    async def _until_up(self, identity: process.Identity, accel: str, limit_s: float) -> None:
         """Wait for the monitor, or for QEMU's early end, whichever comes first."""
         ended: list[process.Exit] = []
         unanswered: errors.EffectError | None = None
@@ -126,7 +126,7 @@ class HypervisorLaunch(_Hypervisor):
 
             nursery.start_soon(died)
             try:
-                await self.monitor.command("query-status", limit_s=limits.QEMU_START_S)
+                await self.monitor.command("query-status", limit_s=limit_s)
             except errors.EffectError as error:
                 # It may be that it hung up because it is dying: give the better message the chance to come.
                 unanswered = error
@@ -196,6 +196,11 @@ class HypervisorLaunch(_Hypervisor):
             with trio.move_on_after(limits.QEMU_LAST_WORDS_S):
                 await self.monitor.lost.wait()
         return True
+
+
+def _start_limit_s(settings: HypervisorSettings) -> float:
+    taken = settings.memory_mib / limits.PREALLOC_MIB_PER_S if settings.keeps_memory else 0.0
+    return limits.QEMU_START_S + taken
 
 
 class HypervisorStop(_Hypervisor):

@@ -39,6 +39,9 @@ class HypervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     cpu_features: str = ""
     entropy_source: str = "/dev/urandom"
     memory_mib: int = 256
+    prealloc: bool = False  # all of it is taken when QEMU starts, and kept
+    hugepages: bool = False  # of the host's usual size; then it is taken at once, too
+    memory_directory: str = ""  # where the memory is a file without a name; empty: it is anonymous
     vcpus: int = 1
     # Four cost 0.1 s of the boot, sixteen 0.2 to 0.4: each is a bus that one hot-plugged device takes.
     root_ports: int = 4
@@ -46,6 +49,11 @@ class HypervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     tcg_cache_mib: int = 128
     seccomp: bool = True
     vhost_net: bool = True  # where the host has it
+
+    @property
+    def keeps_memory(self) -> bool:
+        """Whether the guest's memory is the machine's from start to end: what the guest frees does not go back."""
+        return self.prealloc or self.hugepages
 
     @property
     def image_directory(self) -> str:
@@ -68,7 +76,7 @@ def _lower(text: str) -> str:
 
 def check(settings: HypervisorSettings) -> HypervisorSettings:
     """The same settings if they can be. Raises UsageError otherwise."""
-    for field in ("qemu", "virtiofsd", "image", "kernel", "initrd", "entropy_source"):
+    for field in ("qemu", "virtiofsd", "image", "kernel", "initrd", "entropy_source", "memory_directory"):
         path = getattr(settings, field)
         if path and not path.startswith("/"):
             raise errors.UsageError(f"hypervisor setting `{field}` is `{path}`: legal is an absolute path")

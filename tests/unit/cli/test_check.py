@@ -124,6 +124,16 @@ def test_a_damaged_journal_is_told(command: Any) -> None:
     assert "journal salvage" in found["journal"]["fix"]
 
 
+def test_a_plain_chroot_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There `/` is no mount, and a view of it cannot be made."""
+    from kata_fsm.check import host
+    from kata_fsm.effects import mounts
+
+    table = [mount for mount in mounts.table() if mount.point != "/"]
+    monkeypatch.setattr(mounts, "table", lambda: table)
+    assert (host.propagation().verdict, host.propagation().needed) == ("cannot", True)
+
+
 def test_leftovers_are_told_and_do_not_stand_in_the_way(command: Any) -> None:
     stray = command.directory / "run" / "sandboxes" / "fedcba987654"
     stray.mkdir(parents=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kata_fsm.config.settings import create_timeout_s
+from kata_fsm.config.settings import create_timeout_s, hypervisor_settings
 from kata_fsm.errors import SpecError
 
 HYPERVISOR = "config__hypervisor__"
@@ -69,7 +69,16 @@ def test_a_path_has_to_be_found_by_its_list(etc: Any, key: str, gate_name: str) 
 
 @pytest.mark.parametrize(
     "key",
-    ["enable_annotations", "valid_hypervisor_paths", "seccompsandbox", "accel", "cpu", "guest_directory", "image"],
+    [
+        "enable_annotations",
+        "valid_file_mem_backends",
+        "virtio_fs_extra_args",
+        "seccompsandbox",
+        "accel",
+        "cpu",
+        "guest_directory",
+        "image",
+    ],
 )
 def test_no_pattern_enables_what_no_annotation_may_change(etc: Any, key: str) -> None:
     with pytest.raises(SpecError, match="is not enabled"):
@@ -92,6 +101,24 @@ def test_no_pattern_enables_what_no_annotation_may_change(etc: Any, key: str) ->
 def test_what_must_not_be_ignored_is_refused(etc: Any, name: str, value: str, words: str) -> None:
     with pytest.raises(SpecError, match=words):
         etc.load(gate(".*"), **{name: value})
+
+
+def test_where_the_memory_comes_from_is_gated(etc: Any) -> None:
+    here = str(etc.directory)
+    text = gate(
+        "enable_mem_prealloc", "file_mem_backend", "pcie_root_port", more=f"valid_file_mem_backends = ['{here}']\n"
+    )
+    given = {
+        HYPERVISOR + "file_mem_backend": here,
+        HYPERVISOR + "enable_mem_prealloc": "true",
+        HYPERVISOR + "pcie_root_port": "9",
+    }
+    found = hypervisor_settings(etc.load(text, **given))
+    assert (found["memory_directory"], found["prealloc"], found["root_ports"]) == (here, True, 9)
+    with pytest.raises(SpecError, match="`/tmp` is not allowed"):
+        etc.load(text, **{HYPERVISOR + "file_mem_backend": "/tmp"})
+    with pytest.raises(SpecError, match="is not enabled"):
+        etc.load(text, **{HYPERVISOR + "enable_hugepages": "true"})
 
 
 def test_settings_of_the_runtime_are_gated_too(etc: Any) -> None:

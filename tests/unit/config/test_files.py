@@ -127,6 +127,9 @@ WRONG = {
     + "entropy_source = '/etc/passwd'": ":2`: `hypervisor.qemu.entropy_source`: `/etc/passwd` is not a character device",
     "[agent.kata]\nkernel_modules = ['-r x']": ":2`: `agent.kata.kernel_modules`: `-r x` is no module's name and",
     "[agent.kata]\ncreate_container_timeout = 0": ":2`: `agent.kata.create_container_timeout`: expected `int` >= 1",
+    QEMU
+    + "file_mem_backend = '/etc/passwd'": ":2`: `hypervisor.qemu.file_mem_backend`: `/etc/passwd` is not a directory",
+    QEMU + "enable_hugepages = true\nfile_mem_backend = '/tmp'": "the guest's memory is of huge pages or a file",
     "[hypervisor.clh]\nconfidential_guest = true": ":2`: `hypervisor.clh.confidential_guest`: `true` cannot be had",
     QEMU + "hot_plug_vfio = 'root-port'\ncold_plug_vfio = 'bridge-port'": "not both",
     "[factory]\nenable_template = true\nvm_cache_number = 2": ":2`: `factory.enable_template`: `true` contradicts",
@@ -193,13 +196,12 @@ def test_unknown_keys_and_sections_warn_with_what_was_meant(etc: Any) -> None:
 
 
 def test_what_has_no_effect_is_noted_unless_it_is_a_default(etc: Any) -> None:
-    found = etc.load("[hypervisor.qemu]\nmsize_9p = 8192\nenable_hugepages = true\nshared_fs = 'virtio-9p'\n")
+    found = etc.load("[hypervisor.qemu]\nmsize_9p = 8192\nuse_vsock = true\nshared_fs = 'virtio-9p'\n")
     assert [warning.partition("toml")[2] for warning in found.warnings] == [
-        ":3`: `hypervisor.qemu.enable_hugepages` has no effect here because the guest's memory is shared anonymous "
-        "memory, taken when it is touched",
+        ":3`: `hypervisor.qemu.use_vsock` has no effect here because the agent is reached through a virtio-serial port",
         ":4`: `hypervisor.qemu.shared_fs` has no effect here because directories reach the guest by virtio-fs",
     ]
-    assert [one.key.rpartition(".")[2] for one in found.ignored] == ["msize_9p", "enable_hugepages", "shared_fs"]
+    assert [one.key.rpartition(".")[2] for one in found.ignored] == ["msize_9p", "use_vsock", "shared_fs"]
 
 
 def _value(value: Any) -> str:

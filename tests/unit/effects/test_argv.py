@@ -57,6 +57,21 @@ def test_accelerators_differ_in_processor_and_kernel_parameters():
     assert values(build(cpu_features="pmu=off,vmx=off"), "-cpu") == ["max,la57=off,pmu=off,vmx=off"]
 
 
+def test_where_the_memory_comes_from():
+    def memory(**changes: object) -> tuple[str, bool]:
+        line = build(**changes)
+        (balloon,) = (device for device in values(line, "-device") if "balloon" in device)
+        return values(line, "-object")[0], "free-page-reporting=on" in balloon
+
+    own = "memory-backend-memfd,id=mem,size=256M,share=on"
+    assert memory() == (own, True)
+    assert memory(prealloc=True) == (own + ",prealloc=on,prealloc-threads=1", False)
+    assert memory(hugepages=True, vcpus=2) == (own + ",hugetlb=on,prealloc=on,prealloc-threads=2", False)
+    file = "memory-backend-file,id=mem,size=256M,share=on,mem-path=/m,,m"
+    assert memory(memory_directory="/m,m") == (file, True)
+    assert memory(memory_directory="/m,m", prealloc=True) == (file + ",prealloc=on,prealloc-threads=1", False)
+
+
 def test_further_options_of_machine_and_entropy():
     line = build(machine_options="graphics=off", entropy_source="/dev/random")
     assert values(line, "-machine") == ["q35,memory-backend=mem,vmport=off,graphics=off"]
@@ -129,6 +144,32 @@ def test_memory_is_refused_early():
     with pytest.raises(errors.EffectError, match="takes `352` MiB to boot, `300` MiB are available"):
         host.check_memory(HypervisorSettings(memory_mib=900), "tcg", now=now)
     assert host.memory()["MemTotal"] > 0
+
+
+def test_memory_of_a_sort_is_refused_early(tmp_path):
+    now = {"MemTotal": 9000, "MemAvailable": 300, "Hugepagesize": 2, "HugePages_Free": 200, "HugePages_Rsvd": 100}
+    with pytest.raises(errors.EffectError, match="takes `964` MiB to boot, `300` MiB are available"):
+        host.check_memory(HypervisorSettings(memory_mib=900, prealloc=True), "kvm", now=now)
+    host.check_memory(HypervisorSettings(memory_mib=200, hugepages=True), "kvm", now=now)
+    with pytest.raises(
+        errors.EffectError, match="huge pages: the guest's memory takes `101` of `2` MiB, `100` are free"
+    ):
+        host.check_memory(HypervisorSettings(memory_mib=201, hugepages=True), "kvm", now=now)
+    with pytest.raises(errors.EffectError, match="the host has no huge pages"):
+        host.check_memory(HypervisorSettings(hugepages=True), "kvm", now={**now, "Hugepagesize": 0})
+    plenty = {**now, "MemTotal": 1 << 40, "MemAvailable": 1 << 40}
+    host.check_memory(HypervisorSettings(memory_directory=str(tmp_path)), "kvm", now=plenty)
+    with pytest.raises(errors.EffectError, match=r"MiB free, the guest's memory takes `16777216`"):
+        host.check_memory(HypervisorSettings(memory_mib=1 << 24, memory_directory=str(tmp_path)), "kvm", now=plenty)
+    with pytest.raises(errors.EffectError, match=r"`/no/such` for the guest's memory: No such file"):
+        host.check_memory(HypervisorSettings(memory_directory="/no/such"), "kvm", now=plenty)
+
+
+def test_memory_of_huge_pages_is_whole_pages():
+    size = host.memory().get("Hugepagesize", 0)
+    assert host.fitted(HypervisorSettings(memory_mib=257)).memory_mib == 257
+    if size > 1:
+        assert host.fitted(HypervisorSettings(memory_mib=size * 200 + 1, hugepages=True)).memory_mib == size * 201
 
 
 def test_a_run_directory_that_is_too_long(monkeypatch):
