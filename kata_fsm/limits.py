@@ -129,6 +129,16 @@ UNPLUG_S = 12.0  # of a root port without ACPI (microvm) the kernel waits 5 s fo
 QEMU_LAST_WORDS_S = 1.0
 QMP_RECONNECT_S = 1.0
 
+# A limit of a NIC's rate: the kernel counts bytes per second in 32 bits, and how long a burst takes in others.
+RATE_BITS_PER_S_MIN = 8000
+RATE_BITS_PER_S_MAX = (2**32 - 1) * 8
+# What may pass at once after silence (a fast rate needs some, as the kernel looks in intervals), and what may wait: a
+# guest's segments are up to 64 KiB. Less makes TCP slower than the limit, more makes everybody wait.
+RATE_BURST_S = 0.02
+RATE_BURST_BYTES_MIN = 32 << 10
+RATE_WAIT_S = 0.1
+RATE_WAIT_BYTES_MIN = 96 << 10
+
 # A namespace's routes and neighbours are recorded with its sandbox: a record holds 1 MiB, an entry some 150 bytes.
 NETWORK_ENTRIES_MAX = 1024
 

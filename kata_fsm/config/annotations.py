@@ -44,6 +44,8 @@ OVERRIDABLE = {
     "file_mem_backend": str,
     "disable_vhost_net": bool,
     "pcie_root_port": int,
+    "rx_rate_limiter_max_rate": int,
+    "tx_rate_limiter_max_rate": int,
 }
 """The keys of `[hypervisor.qemu]` that an annotation can change, and how its text is read."""
 

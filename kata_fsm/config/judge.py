@@ -89,6 +89,10 @@ def _check_share(settings: Settings) -> None:
     size = qemu.virtio_fs_queue_size
     if size and (not 16 <= size <= 1024 or size & (size - 1)):
         raise _refusal(settings, "virtio_fs_queue_size", f"`{size}`, legal are powers of two from 16 to 1024")
+    for name in ("rx_rate_limiter_max_rate", "tx_rate_limiter_max_rate"):
+        rate, low, high = getattr(qemu, name), limits.RATE_BITS_PER_S_MIN, limits.RATE_BITS_PER_S_MAX
+        if rate and not low <= rate <= high:
+            raise _refusal(settings, name, f"`{rate}` bits per second, legal is 0 or {low} to {high}")
     for name in ("cpu_features", "machine_accelerators"):
         if not re.fullmatch(r"[\w.+=,-]*", getattr(qemu, name), re.ASCII):
             raise _refusal(settings, name, f"`{getattr(qemu, name)}` is no list of `name=value` with commas between")

@@ -53,7 +53,7 @@ _CONFIDENTIAL = "confidential guests are not built: the host could read the gues
 _DISK = "guest images on a disk are not supported, the guest's root is an initrd"
 _GROW = "a sandbox keeps the memory and processors that it booted with"
 _BLOCK = "block devices are not passed to guests"
-_NO_RATES = "traffic of the guest is not limited by the machine monitor"
+_NO_RATES = "QEMU limits no traffic; `rx_rate_limiter_max_rate` and `tx_rate_limiter_max_rate` do"
 _VFIO = "devices of the host are not passed to guests"
 
 HYPERVISOR: dict[str, Known] = {
@@ -103,21 +103,8 @@ HYPERVISOR: dict[str, Known] = {
     **_keys(_VFIO, default_gpus=0, default_gpu_model=""),
     **_keys(_DISK, disable_image_nvdimm=(False, True), rootfs_type=("ext4", "xfs", "erofs"), vm_rootfs_driver=""),
     **_keys("a NIC has as many queues as the guest has processors", network_queues=1),
-    **_keys(
-        _NO_RATES,
-        rx_rate_limiter_max_rate=0,
-        tx_rate_limiter_max_rate=0,
-    ),
-    **_keys(
-        _NO_RATES,
-        net_rate_limiter_bw_max_rate=0,
-        net_rate_limiter_bw_one_time_burst=0,
-    ),
-    **_keys(
-        _NO_RATES,
-        net_rate_limiter_ops_max_rate=0,
-        net_rate_limiter_ops_one_time_burst=0,
-    ),
+    **_keys(_NO_RATES, net_rate_limiter_bw_max_rate=0, net_rate_limiter_bw_one_time_burst=0),
+    **_keys(_NO_RATES, net_rate_limiter_ops_max_rate=0, net_rate_limiter_ops_one_time_burst=0),
     **_keys("hooks in the guest are not run", unsafe=True, guest_hook_path=""),
     **_keys("the agent is reached through a virtio-serial port", use_vsock=False),
     **_keys("whether guests run on KVM is tried, not guessed", disable_nesting_checks=False),

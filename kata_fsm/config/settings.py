@@ -121,6 +121,14 @@ class Qemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     disable_vhost_net: Annotated[
         bool, _about("Move the packets of the guest's NICs in QEMU, also where the host's kernel could.")
     ] = False
+    rx_rate_limiter_max_rate: Annotated[
+        Annotated[int, msgspec.Meta(ge=0)],
+        _about("Bits per second that may go into each of the guest's NICs. 0: as fast as it goes."),
+    ] = 0
+    tx_rate_limiter_max_rate: Annotated[
+        Annotated[int, msgspec.Meta(ge=0)],
+        _about("Bits per second that may come out of each of the guest's NICs. 0: as fast as it goes."),
+    ] = 0
     pcie_root_port: Annotated[
         Annotated[int, msgspec.Meta(ge=0)] | None,
         _about(
@@ -314,6 +322,10 @@ def hypervisor_settings(settings: Settings) -> dict[str, Any]:
         "virtiofsd_arguments": [word for word in qemu.virtio_fs_extra_args if word != "--announce-submounts"],
         "share_queue_size": qemu.virtio_fs_queue_size or None,
     }
+    if qemu.rx_rate_limiter_max_rate:
+        found["rx_bits_per_s"] = qemu.rx_rate_limiter_max_rate
+    if qemu.tx_rate_limiter_max_rate:
+        found["tx_bits_per_s"] = qemu.tx_rate_limiter_max_rate
     if qemu.disable_vhost_net:
         found["vhost_net"] = False
     if qemu.seccompsandbox == "off":

@@ -49,6 +49,8 @@ class HypervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     tcg_cache_mib: int = 128
     seccomp: bool = True
     vhost_net: bool = True  # where the host has it
+    rx_bits_per_s: int = 0  # at most into each of the guest's NICs; 0: as fast as it goes
+    tx_bits_per_s: int = 0  # and out of it
 
     @property
     def keeps_memory(self) -> bool:
@@ -86,6 +88,8 @@ def check(settings: HypervisorSettings) -> HypervisorSettings:
         "root_ports": (1, limits.ROOT_PORTS_MAX),
         "tcg_cache_mib": (1, 4096),
         "share_queue_size": (16, 1024),
+        "rx_bits_per_s": (0, limits.RATE_BITS_PER_S_MAX),
+        "tx_bits_per_s": (0, limits.RATE_BITS_PER_S_MAX),
     }
     for field, (low, high) in ranges.items():
         value = getattr(settings, field)

@@ -77,7 +77,7 @@ class NetworkChange(Plugger):
         before = {interface.slot: interface for interface in known.interfaces}
         plugged = await nic.slots(self.monitor)
         fresh = [each for each in wanted.interfaces if before.get(each.slot) != each or each.slot not in plugged]
-        await self._inside(lambda: namespace.join(uid, model, fresh))
+        await self._inside(lambda: namespace.join(uid, model, fresh, self.settings))
         for interface in fresh:
             await self.plug(model, interface)
             await told.tell_interface(self.link, interface)
@@ -89,7 +89,8 @@ class NetworkChange(Plugger):
         """Put back what is recorded, also what was unplugged already; why that cannot be done, or nothing."""
         try:
             await self._sweep(known)
-            await self._inside(lambda: namespace.join(self.paths.uid, model, known.interfaces))
+            uid, settings = self.paths.uid, self.settings
+            await self._inside(lambda: namespace.join(uid, model, known.interfaces, settings))
             for interface in known.interfaces:
                 await self.plug(model, interface)
             await told.tell(self.link, known)

@@ -95,7 +95,7 @@ class NetworkAttach(_Handler):
         await self._hold(given)
         uid, settings = self.paths.uid, self.settings
         network = await self._inside(lambda: namespace.look(uid, settings, Network()))
-        await self._inside(lambda: namespace.join(uid, model, network.interfaces))
+        await self._inside(lambda: namespace.join(uid, model, network.interfaces, settings))
         return await self._with_warning(self._result(self.paths.netns, False, model, network, []))
 
     async def _with_warning(self, result: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from kata_fsm.effects.network.model import Interface
 
 INGRESS = 0xFFFF0000
 MACVTAP = "macvtap"
-_ALIAS = "kata-fsm sandbox {uid}, joined to {index} {name}"
+ALIAS = "kata-fsm sandbox {uid}, joined to {index} {name}"
 _ETH_P_ALL = 0x0003
 _QDISCS_AT_INGRESS = ("ingress", "clsact")
 
@@ -63,9 +63,7 @@ def taps(netlink: Any, uid: str) -> list[Tap]:
 
 def is_joined(netlink: Any, found: Tap) -> bool:
     """Whether frames go both ways between a tap and its interface."""
-    return found.is_macvtap or (
-        _redirects(netlink, found.of, found.index) and _redirects(netlink, found.index, found.of)
-    )
+    return found.is_macvtap or (redirects(netlink, found.of, found.index) and redirects(netlink, found.index, found.of))
 
 
 def join(netlink: Any, uid: str, model: str, interface: Interface) -> None:
@@ -83,13 +81,18 @@ def join(netlink: Any, uid: str, model: str, interface: Interface) -> None:
 
 def _redirect_both(netlink: Any, interface: Interface, existing: Tap) -> None:
     for here, there in ((interface.index, existing.index), (existing.index, interface.index)):
-        if not _has_ingress(netlink, here):
-            netlink.tc("add", "ingress", index=here, handle=INGRESS)
-        if not _redirects(netlink, here, there):
-            action = {"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": there}
-            # A key without bits matches everything; the class is what pyroute2 insists on, and an ingress qdisc has none.
-            match = {"keys": ["0x0/0x0+0"], "target": 1, "action": [action]}
-            netlink.tc("add-filter", "u32", index=here, parent=INGRESS, protocol=_ETH_P_ALL, **match)
+        redirect(netlink, here, there)
+
+
+def redirect(netlink: Any, here: int, there: int) -> None:
+    """What comes in at one device leaves by the other, all of it."""
+    if not _has_ingress(netlink, here):
+        netlink.tc("add", "ingress", index=here, handle=INGRESS)
+    if not redirects(netlink, here, there):
+        action = {"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": there}
+        # A key without bits matches everything; the class is what pyroute2 insists on, and an ingress qdisc has none.
+        match = {"keys": ["0x0/0x0+0"], "target": 1, "action": [action]}
+        netlink.tc("add-filter", "u32", index=here, parent=INGRESS, protocol=_ETH_P_ALL, **match)
 
 
 def part(netlink: Any, found: Tap) -> None:
@@ -127,10 +130,10 @@ def _make_macvtap(netlink: Any, uid: str, interface: Interface) -> Tap:
             evidence={"interface": interface.name, "errno": error.code},
             hint="set `runtime.internetworking_model` to `tcfilter`",
         ) from error
-    alias = _ALIAS.format(uid=uid, index=interface.index, name=interface.name)
+    alias = ALIAS.format(uid=uid, index=interface.index, name=interface.name)
     (index,) = netlink.link_lookup(ifname=name)
     netlink.link("set", index=index, ifalias=alias)
-    _silence(name)
+    silence(name)
     return _find(netlink, uid, interface.slot)
 
 
@@ -139,22 +142,22 @@ def _find(netlink: Any, uid: str, slot: int) -> Tap:
 
 
 def _make(netlink: Any, uid: str, interface: Interface) -> Tap:
-    _require_free(netlink, interface)
+    require_free(netlink, interface)
     name = tap.name(uid, interface.slot)
     fd = tap.open_queue(name, multi=interface.queues > 1)
     try:
         (index,) = netlink.link_lookup(ifname=name)
-        alias = _ALIAS.format(uid=uid, index=interface.index, name=interface.name)
+        alias = ALIAS.format(uid=uid, index=interface.index, name=interface.name)
         netlink.link("set", index=index, ifalias=alias)
-        _silence(name)
+        silence(name)
         tap.keep(fd)
     finally:
         os.close(fd)
     return _find(netlink, uid, interface.slot)
 
 
-def _silence(name: str) -> None:
-    """Keep the namespace's IPv6 from speaking into the guest's wire: the tap is no host of its own."""
+def silence(name: str) -> None:
+    """Keep the namespace's IPv6 from speaking into the guest's wire: our device is no host of its own."""
     try:
         with open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", "w", encoding="ascii") as file:
             file.write("1")
@@ -162,13 +165,15 @@ def _silence(name: str) -> None:
         pass  # no IPv6, or a read-only /proc: then the guest hears a few packets that are not meant for it
 
 
-def _require_free(netlink: Any, interface: Interface) -> None:
+def require_free(netlink: Any, interface: Interface) -> None:
+    """Raises EffectError for an interface whose ingress is somebody else's."""
     if _has_ingress(netlink, interface.index):
         raise errors.EffectError(
             "join",
             f"interface `{interface.name}` has an ingress qdisc already, which is not ours to replace",
             evidence={"interface": interface.name},
-            hint="remove it (`tc qdisc del dev ... ingress`), or set `runtime.internetworking_model` to `macvtap`",
+            hint="remove it (`tc qdisc del dev ... ingress`), or set `runtime.internetworking_model` to `macvtap`, without a "
+            "limit of its rate",
         )
 
 
@@ -200,7 +205,8 @@ def _priority(message: Any) -> int:
     return int(message["info"]) >> 16
 
 
-def _redirects(netlink: Any, here: int, there: int) -> bool:
+def redirects(netlink: Any, here: int, there: int) -> bool:
+    """Whether what comes in at one device leaves by the other."""
     if not _has_ingress(netlink, here):
         return False
     return any(_redirect_of(each) == there for each in netlink.get_filters(index=here, parent=INGRESS))

@@ -18,8 +18,8 @@ import msgspec
 from kata_fsm import errors
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.effects.network import join as joining
+from kata_fsm.effects.network import rates, tap
 from kata_fsm.effects.network import scan as scanning
-from kata_fsm.effects.network import tap
 from kata_fsm.effects.network.model import Interface, Network
 
 RESOLVER = "127.0.0.11"
@@ -87,11 +87,12 @@ def require_buses(network: Network, settings: HypervisorSettings) -> None:
         )
 
 
-def join(uid: str, model: str, interfaces: Iterable[Interface]) -> None:
+def join(uid: str, model: str, interfaces: Iterable[Interface], settings: HypervisorSettings) -> None:
     """Make the taps of these interfaces and join them; those that are joined already stay so. Raises EffectError."""
     with _netlink() as netlink:
         for interface in interfaces:
             joining.join(netlink, uid, model, interface)
+            rates.hold(netlink, uid, interface, settings)
 
 
 def joined(uid: str, settings: HypervisorSettings) -> Network | None:
@@ -103,13 +104,17 @@ def joined(uid: str, settings: HypervisorSettings) -> Network | None:
             found = taps.get(interface.slot)
             if found is None or found.of != interface.index or not joining.is_joined(netlink, found):
                 return None
+            if not rates.holds(netlink, uid, found, settings):
+                return None
     return network
 
 
 def part(uid: str, *, but: Iterable[int] = ()) -> list[str]:
     """Part every tap of the sandbox, except those of the slots `but`; the names of those that were there."""
+    kept = set(but)
     with _netlink() as netlink:
-        return joining.part_all(netlink, uid, but=but)
+        rates.lift(netlink, uid, but=kept)
+        return joining.part_all(netlink, uid, but=kept)
 
 
 def open_queues(

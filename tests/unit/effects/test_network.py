@@ -16,7 +16,7 @@ from kata_fsm.effects.hypervisor import nic
 from kata_fsm.effects.hypervisor.handler import HypervisorLaunch
 from kata_fsm.effects.hypervisor.qmp import Monitor
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
-from kata_fsm.effects.network import handlers, namespace, tap
+from kata_fsm.effects.network import handlers, namespace, rates, tap
 from kata_fsm.effects.network.model import Interface, Network, from_facts
 from kata_fsm.effects.protocols import Intent
 from tests.support import lab as laboratory
@@ -275,6 +275,50 @@ async def test_a_nic_is_plugged_after_whatever_was_left_half_done(
     await attach.undo(intent(pod))
 
 
+LIMITED = HypervisorSettings(accel="tcg", rx_bits_per_s=8_000_000, tx_bits_per_s=4_000_000)
+
+
+def buckets(pod: Namespace) -> dict[str, str]:
+    """Device to the rate of its bucket."""
+    words = [line.split() for line in pod.tc("qdisc", "show").splitlines() if line.startswith("qdisc tbf 4b46:")]
+    return {line[4]: line[line.index("rate") + 1] for line in words}
+
+
+@pytest.mark.parametrize("model", ["tcfilter", "macvtap"])
+async def test_limits_of_rate_are_put_where_frames_leave_and_go(place: Any, pod: Namespace, model: str) -> None:
+    before = pod.dump()
+    attach, detach = handlers.NetworkAttach(place.paths, LIMITED), handlers.NetworkDetach(place.paths, LIMITED)
+    result = await attach.perform(intent(pod, model))
+    names = [(tap.name(UID, slot), rates.detour_name(UID, slot), f"eth{slot - 1}") for slot in (1, 2)]
+    wanted = {inner: "8Mbit" for inner, _, _ in names} | {outer: "4Mbit" for _, _, outer in names}
+    if model == "macvtap":
+        wanted = {detour: "8Mbit" for _, detour, _ in names} | {inner: "4Mbit" for inner, _, _ in names}
+    assert buckets(pod) == wanted
+    there = pod.dump()
+    assert (await attach.probe(intent(pod, model))).done is True
+    assert await attach.perform(intent(pod, model)) == result
+    assert laboratory.changes(there, pod.dump()) == ""
+    for device in wanted:  # as after a crash half way
+        pod.tc("qdisc", "del", "dev", device, "root")
+        assert (await attach.probe(intent(pod, model))).done is False
+        assert await attach.perform(intent(pod, model)) == result
+        assert buckets(pod) == wanted
+    if model == "macvtap":
+        pod.ip("link", "del", tap.name(UID, 1))  # a detour without its macvtap
+    await detach.perform(intent(pod, model))
+    assert laboratory.changes(before, pod.dump()) == ""
+
+
+async def test_a_root_qdisc_of_somebody_else_is_refused_by_a_limit(place: Any, pod: Namespace) -> None:
+    pod.tc("qdisc", "add", "dev", "eth1", "root", "handle", "7:", "pfifo", "limit", "50")
+    before = pod.dump()
+    attach = handlers.NetworkAttach(place.paths, LIMITED)
+    with pytest.raises(errors.EffectError, match="interface `eth1` has a root qdisc already"):
+        await attach.perform(intent(pod))
+    await attach.undo(intent(pod))
+    assert laboratory.changes(before, pod.dump()) == ""
+
+
 @pytest.mark.parametrize("model", ["tcfilter", "macvtap"])
 async def test_a_nic_of_several_queues_in_a_real_qemu(
     place: Any, pod: Namespace, tiny: Callable[..., HypervisorSettings], model: str
@@ -288,7 +332,7 @@ async def test_a_nic_of_several_queues_in_a_real_qemu(
     netns.pin(pod.path, place.paths.netns)
     found = pod.inside(lambda: namespace.look(UID, settings, Network())).interfaces[0]
     wide = msgspec.structs.replace(found, queues=2)
-    pod.inside(lambda: namespace.join(UID, model, [wide]))
+    pod.inside(lambda: namespace.join(UID, model, [wide], SETTINGS))
     plugger = handlers.Plugger(place.paths, settings, monitor, cast(Any, None))
     assert await plugger.plug(model, wide) is True
     where = {"path": "/machine/peripheral/nic1"}
