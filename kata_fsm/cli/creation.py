@@ -206,7 +206,7 @@ def sandbox_message(
         "kind": place.kind,
         **_cgroup(context, place.sandbox, adapted),
         "root": os.path.realpath(context.root),
-        "hypervisor": _machine(settings, loaded),
+        "hypervisor": _machine(context, settings, loaded),
         "config_origin": settings.origin,
         "config_drop_ins": list(settings.drop_ins),
         "config_annotations": settings.annotations,
@@ -223,18 +223,28 @@ def sandbox_message(
     }
 
 
-def _machine(settings: Settings, loaded: Loaded) -> dict[str, Any]:
-    """The hypervisor's settings, large enough for the limits in the bundle."""
-    found = hypervisor_settings(settings)
-    usual = HypervisorSettings()
+def _machine(context: Context, settings: Settings, loaded: Loaded) -> dict[str, Any]:
+    """The hypervisor's settings, large enough for the limits in the bundle, and no larger than the configuration allows."""
+    found, usual, qemu = hypervisor_settings(settings), HypervisorSettings(), settings.qemu
     want = sizing.wanted(loaded.spec.linux.resources if loaded.spec.linux else None, loaded.annotations)
+    least = {
+        "memory_mib": found.get("memory_mib", usual.memory_mib),
+        "vcpus": found.get("vcpus", usual.vcpus),
+    }
+    host_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    host_cpus = os.cpu_count() or 1
+    asked = sizing.sized(want, **least, host_mib=host_mib, host_cpus=host_cpus)
+    ceilings = {"default_maxmemory": "memory_mib", "default_maxvcpus": "vcpus"}
     size = sizing.sized(
         want,
-        memory_mib=found.get("memory_mib", usual.memory_mib),
-        vcpus=found.get("vcpus", usual.vcpus),
-        host_mib=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20,
-        host_cpus=os.cpu_count() or 1,
+        **least,
+        host_mib=min(host_mib, qemu.default_maxmemory or host_mib),
+        host_cpus=min(host_cpus, qemu.default_maxvcpus or host_cpus),
     )
+    for key, name in ceilings.items():
+        if size[name] < asked[name]:
+            what = f"limits ask for a machine of `{asked[name]}` {'MiB' if name == 'memory_mib' else 'processors'}"
+            log.later(context, "warning", f"{what}, `{key}` allows `{getattr(qemu, key)}`")
     return {**found, **size}
 
 

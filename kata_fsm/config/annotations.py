@@ -39,6 +39,7 @@ OVERRIDABLE = {
     "virtio_fs_cache": str,
     "default_vcpus": float,
     "default_memory": int,
+    "default_maxvcpus": int,
     "enable_mem_prealloc": bool,
     "enable_hugepages": bool,
     "file_mem_backend": str,

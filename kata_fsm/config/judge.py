@@ -11,7 +11,7 @@ from typing import Any
 
 from kata_fsm import limits
 from kata_fsm.config.layers import Merged
-from kata_fsm.config.settings import Settings, default_guest_directory
+from kata_fsm.config.settings import Settings, default_guest_directory, effective
 from kata_fsm.errors import UsageError
 
 _QEMU = "hypervisor.qemu."
@@ -40,6 +40,7 @@ def check(settings: Settings) -> Settings:
         _check_path(settings, name)
     if qemu.default_vcpus is not None and not math.isfinite(qemu.default_vcpus):
         raise _refusal(settings, "default_vcpus", f"`{qemu.default_vcpus}` is no number of processors")
+    _check_ceilings(settings)
     _check_share(settings)
     _check_modules(settings)
     _check_memory(settings)
@@ -103,6 +104,19 @@ def _check_modules(settings: Settings) -> None:
         if not re.match(r"\w[\w-]*(\s|\Z)", module, re.ASCII) or "\0" in module:
             key = "agent.kata.kernel_modules"
             raise UsageError(f"`{settings.origin_of(key)}`: `{key}`: `{module}` is no module's name and parameters")
+
+
+def _check_ceilings(settings: Settings) -> None:
+    qemu = settings.qemu
+    pairs = (("default_memory", "default_maxmemory"), ("default_vcpus", "default_maxvcpus"))
+    for name, most in pairs:
+        value = effective(settings)[_QEMU + name]
+        ceiling = getattr(qemu, most)
+        if ceiling and value > ceiling:
+            where = settings.origin_of(_QEMU + most)
+            # Of the two, the one that was set: `default_memory` has a value of its own.
+            named = name if _QEMU + name in settings.origins else most
+            raise _refusal(settings, named, f"`{name}` is `{value}`, more than the `{ceiling}` of `{most}` (`{where}`)")
 
 
 def _check_memory(settings: Settings) -> None:

@@ -61,7 +61,7 @@ HYPERVISOR: dict[str, Known] = {
     **_keys("no VMM but QEMU is used", disable_seccomp=False, remote_hypervisor_timeout=600),
     **_keys("no VMM but QEMU is used", remote_hypervisor_socket=("", "/run/peerpod/hypervisor.sock")),
     **_keys("the guest's kernel is started directly", firmware="", firmware_volume="", pflashes=[]),
-    **_keys(_GROW, default_maxvcpus=(0, 1), default_maxmemory=0, memory_slots=10, memory_offset=0),
+    **_keys(_GROW, memory_slots=10, memory_offset=0),
     **_keys(_GROW, enable_virtio_mem=False, enable_numa=False, numa_mapping=[]),
     **_keys("the guest has no swap", enable_guest_swap=False, guest_swap_path=("/run/kata-containers/swap", "")),
     **_keys("the guest has no swap", guest_swap_size_percent=100, guest_swap_create_threshold_secs=60),

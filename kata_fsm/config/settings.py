@@ -73,6 +73,17 @@ class Qemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "many as the host has."
         ),
     ] = None
+    default_maxmemory: Annotated[
+        Annotated[int, msgspec.Meta(ge=0)],
+        _about(
+            "The most memory of a sandbox, in MiB: what the limits of its containers ask for beyond is cut, with a warning. "
+            "0, or more than the host has: what the host has."
+        ),
+    ] = 0
+    default_maxvcpus: Annotated[
+        Annotated[int, msgspec.Meta(ge=0)],
+        _about("The most processors of a sandbox, likewise. 0: as many as the host has."),
+    ] = 0
     enable_mem_prealloc: Annotated[
         bool,
         _about(
@@ -312,7 +323,7 @@ def hypervisor_settings(settings: Settings) -> dict[str, Any]:
         "prealloc": qemu.enable_mem_prealloc or None,
         "hugepages": qemu.enable_hugepages or None,
         "memory_directory": qemu.file_mem_backend,
-        "vcpus": _vcpus(qemu.default_vcpus),
+        "vcpus": _vcpus(qemu.default_vcpus, qemu.default_maxvcpus),
         "kernel_params": params,
         "root_ports": qemu.pcie_root_port or None,
         "cpu_features": qemu.cpu_features,
@@ -345,8 +356,9 @@ def kernel_modules(settings: Settings) -> list[dict[str, Any]]:
     return [{"name": name, "parameters": parameters} for name, *parameters in words]
 
 
-def _vcpus(count: float | None) -> int | None:
+def _vcpus(count: float | None, ceiling: int) -> int | None:
     host = os.cpu_count() or 1
     if count is None:
         return None
-    return host if count < 0 or count > host else max(1, int(-(-count // 1)))
+    found = host if count < 0 or count > host else max(1, int(-(-count // 1)))
+    return min(found, ceiling or found)

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kata_fsm.testing.bundle import config
 from tests.support.kata import Kata
 
 SLEEP = ("/bin/sleep", "1000")
@@ -121,6 +123,20 @@ def told(kata: Kata, words: str) -> list[dict[str, Any]]:
     found = [line for line in lines if words in line["msg"]]
     assert [line for line in found if not {"sandbox", "container", "seq", "level", "time"} <= set(line)] == []
     return found
+
+
+def test_no_limit_makes_a_machine_larger_than_the_ceiling(kata: Kata) -> None:
+    configured(kata, "[hypervisor.qemu]\ndefault_maxmemory = 320\ndefault_maxvcpus = 1\n")
+    linux = config(SLEEP)["linux"]
+    linux["resources"] = {"memory": {"limit": 1 << 30}, "cpu": {"quota": 200_000, "period": 100_000}}
+    bundle = kata.bundle("b", *SLEEP, linux=linux)
+    kata("--log-format", "json", "create", "--bundle", str(bundle), "c1")
+    qemu = line_of(kata.processes("qemu-system")[0])
+    assert (qemu[qemu.index("-m") + 1], qemu[qemu.index("-smp") + 1]) == ("320", "1")
+    (memory,) = told(kata, "`default_maxmemory` allows `320`")
+    assert memory["msg"].startswith("limits ask for a machine of `1280` MiB")
+    assert len(told(kata, "`default_maxvcpus` allows `1`")) == (1 if (os.cpu_count() or 1) > 1 else 0)
+    kata("delete", "--force", "c1")
 
 
 def test_a_note_is_said_once_for_a_pod_and_lines_name_their_record(kata: Kata) -> None:

@@ -172,8 +172,8 @@ def require_free(netlink: Any, interface: Interface) -> None:
             "join",
             f"interface `{interface.name}` has an ingress qdisc already, which is not ours to replace",
             evidence={"interface": interface.name},
-            hint="remove it (`tc qdisc del dev ... ingress`), or set `runtime.internetworking_model` to `macvtap`, without a "
-            "limit of its rate",
+            hint="remove it (`tc qdisc del dev ... ingress`), or set `runtime.internetworking_model` to `macvtap`, without "
+            "a limit of its rate",
         )
 
 

@@ -150,7 +150,7 @@ def test_the_processor_the_entropy_and_the_limit_of_a_creation(etc: Any) -> None
 
 def test_what_has_no_effect_is_noted(etc: Any) -> None:
     given = {
-        "config__hypervisor__default_max_vcpus": "4",
+        "config__hypervisor__memory_slots": "4",
         "config__hypervisor__frobnicate": "4",
         "config__runtime__sandbox_cgroup_only": "true",
         "config__agent__kernel_modules": "e1000e",
@@ -161,12 +161,12 @@ def test_what_has_no_effect_is_noted(etc: Any) -> None:
     assert found.annotations == {}
     assert [warning.split("`")[1].rpartition(".")[2] for warning in found.warnings] == [
         "kernel_modules",
-        "default_max_vcpus",
         "frobnicate",
+        "memory_slots",
         "sandbox_cgroup_only",
         "swappiness",
     ]
-    assert "because it is not known" in found.warnings[2]
+    assert "because it is not known" in found.warnings[1]
 
 
 def test_a_hash_has_to_be_that_of_the_file(etc: Any) -> None:

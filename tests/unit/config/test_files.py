@@ -129,6 +129,15 @@ WRONG = {
     "[agent.kata]\ncreate_container_timeout = 0": ":2`: `agent.kata.create_container_timeout`: expected `int` >= 1",
     QEMU
     + "file_mem_backend = '/etc/passwd'": ":2`: `hypervisor.qemu.file_mem_backend`: `/etc/passwd` is not a directory",
+    QEMU
+    + "default_memory = 2048\ndefault_maxmemory = 1024": ":2`: `hypervisor.qemu.default_memory`: `default_memory` is "
+    "`2048`, more than the `1024` of `default_maxmemory`",
+    QEMU + "default_maxmemory = 128": ":2`: `hypervisor.qemu.default_maxmemory`: `default_memory` is `256`, more than",
+    QEMU
+    + "default_vcpus = 2.5\ndefault_maxvcpus = 2": ":2`: `hypervisor.qemu.default_vcpus`: `default_vcpus` is `2.5`",
+    QEMU + "default_maxvcpus = -1": ":2`: `hypervisor.qemu.default_maxvcpus`: expected `int` >= 0",
+    QEMU
+    + "rx_rate_limiter_max_rate = 7": "`hypervisor.qemu.rx_rate_limiter_max_rate`: `7` bits per second, legal is 0 or",
     QEMU + "enable_hugepages = true\nfile_mem_backend = '/tmp'": "the guest's memory is of huge pages or a file",
     "[hypervisor.clh]\nconfidential_guest = true": ":2`: `hypervisor.clh.confidential_guest`: `true` cannot be had",
     QEMU + "hot_plug_vfio = 'root-port'\ncold_plug_vfio = 'bridge-port'": "not both",
