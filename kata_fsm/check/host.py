@@ -125,6 +125,27 @@ def device(path: str, accel: str, *, wanted: bool, without: str = "") -> Item:
     )
 
 
+def tun(model: str) -> Item:
+    """What the taps of a pod's network are made with."""
+    path, wanted = "/dev/net/tun", model == "tcfilter"
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        found, verdict = "it opens", "ok"
+    except OSError as error:
+        found = "it does not exist" if error.errno == errno.ENOENT else f"it does not open: {error.strerror}"
+        refused = error.errno in (errno.EACCES, errno.EPERM) and os.geteuid()
+        verdict = "ok" if not wanted else "untold" if refused else "cannot"
+    return Item(
+        name=path,
+        verdict=verdict,  # type: ignore[arg-type]
+        found=found,
+        expected="it opens: a pod with a network has taps"
+        if wanted
+        else f"not needed with the network model `{model}`",
+        fix="modprobe tun; in a container, pass the device in",
+    )
+
+
 def control_groups() -> Item:
     """Any mode serves; there have to be some, and they have to be writable."""
     found = cgroup.hierarchies()

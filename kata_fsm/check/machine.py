@@ -115,13 +115,18 @@ def image(settings: HypervisorSettings) -> list[Item]:
             files = msgspec.json.decode(file.read(), type=guest_image.Manifest).files
     except (OSError, msgspec.DecodeError) as error:
         return [Item(name="guest image", verdict="cannot", found=f"`{path}`: {error}", expected=expected, fix=fix)]
-    wrong, own = [], []
+    wrong = [
+        f"`{path}` is {what}"
+        for path, what in ((found.kernel, _kernel(found.kernel)), (found.initrd, _initrd(found.initrd)))
+        if what
+    ]
+    own = []
     for name, used in ((guest_image.KERNEL, found.kernel), (guest_image.INITRD, found.initrd)):
         if used != f"{settings.image_directory}/{name}":
             own.append(used)
         elif files.get(name, {}).get("sha256") != _digest(used):
-            wrong.append(used)
-    words = [f"`{one}` is not what was built" for one in wrong] + [f"`{one}` is in no manifest" for one in own if one]
+            wrong.append(f"`{used}` is not what was built")
+    words = [*wrong, *(f"`{one}` is in no manifest" for one in own if one)]
     items = [
         Item(
             name="guest image",
@@ -132,6 +137,38 @@ def image(settings: HypervisorSettings) -> list[Item]:
         )
     ]
     return [*items, *_ages(found, path)]
+
+
+def _kernel(path: str) -> str:
+    """What is wrong with a kernel, by its first bytes: QEMU starts an ELF file or what the x86 boot protocol describes."""
+    head = _head(path, 0x206)
+    return "" if head.startswith(b"\x7fELF") or head[0x202:] == b"HdrS" else "no kernel"
+
+
+# What Linux unpacks (usr/Kconfig): cpio in two forms, gzip, bzip2, LZMA, xz, LZO, LZ4, Zstandard.
+_ARCHIVES = (
+    b"070701",
+    b"070702",
+    b"\x1f\x8b",
+    b"BZh",
+    b"\x5d\0\0",
+    b"\xfd7zXZ",
+    b"\x89LZO",
+    b"\x02\x21L\x18",
+    b"\x28\xb5\x2f\xfd",
+)
+
+
+def _initrd(path: str) -> str:
+    return "" if not path or _head(path, 8).startswith(_ARCHIVES) else "no initrd"
+
+
+def _head(path: str, count: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(count)
+    except OSError:
+        return b""
 
 
 def _ages(found: guest_image.Image, manifest: str) -> list[Item]:

@@ -110,8 +110,13 @@ GLOBAL OPTIONS:
 
 
 def version_text() -> str:
-    """What `--version` prints: the shape that go-runc parses."""
-    return f"kata-fsm version {__version__}\nspec: {OCI_VERSION}\n"
+    """What `--version` prints, in runc's shape, which Docker shows. go-runc parses it without an error; the numbers it keeps
+    only of what calls itself runc."""
+    from kata_fsm.cli.verbs.version import commit
+
+    known = commit()
+    middle = "" if known == "unknown" else f"commit: {known}\n"
+    return f"kata-fsm version {__version__}\n{middle}spec: {OCI_VERSION}\n"
 
 
 def _set(context: Context, name: str, value: str) -> None:

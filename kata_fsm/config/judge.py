@@ -90,6 +90,8 @@ def _check_share(settings: Settings) -> None:
     size = qemu.virtio_fs_queue_size
     if size and (not 16 <= size <= 1024 or size & (size - 1)):
         raise _refusal(settings, "virtio_fs_queue_size", f"`{size}`, legal are powers of two from 16 to 1024")
+    if (qemu.pcie_root_port or 0) > limits.ROOT_PORTS_MAX:
+        raise _refusal(settings, "pcie_root_port", f"`{qemu.pcie_root_port}`, legal is up to {limits.ROOT_PORTS_MAX}")
     for name in ("rx_rate_limiter_max_rate", "tx_rate_limiter_max_rate"):
         rate, low, high = getattr(qemu, name), limits.RATE_BITS_PER_S_MIN, limits.RATE_BITS_PER_S_MAX
         if rate and not low <= rate <= high:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`version`: three lines, in Kata's shape. (`--version` is the one that go-runc parses.)"""
+"""`version`: three lines, in Kata's shape. (`--version` has runc's.)"""
 
 from __future__ import annotations
 

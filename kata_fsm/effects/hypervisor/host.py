@@ -49,7 +49,7 @@ def check_memory(settings: HypervisorSettings, accel: str, *, now: dict[str, int
             "memory",
             f"the guest's `{settings.memory_mib}` MiB of memory are more than the host's `{total}` MiB",
             evidence=evidence,
-            hint="lower the hypervisor's `memory_mib`",
+            hint="lower `default_memory`",
         )
     needed = needed_mib(settings, accel)
     if needed > available:
@@ -57,7 +57,7 @@ def check_memory(settings: HypervisorSettings, accel: str, *, now: dict[str, int
             "memory",
             f"not enough free memory: a virtual machine takes `{needed}` MiB to boot, `{available}` MiB are available",
             evidence=evidence,
-            hint="stop something, or lower the hypervisor's `memory_mib`",
+            hint="stop something, or lower `default_memory`",
         )
     if settings.hugepages:
         _check_huge_pages(settings, now)

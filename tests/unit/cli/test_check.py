@@ -83,6 +83,9 @@ def test_kvm_is_tried_by_running_a_guest(command: Any) -> None:
         (TCG + "virtio_fs_daemon = '/bin/false'\n", "virtiofsd", "does not answer to --version"),
         (TCG + "guest_directory = '/etc'\n", "guest image", "there is no guest image"),
         (TCG + "default_memory = 16777216\n", "memory", "MiB available"),
+        (TCG + "default_memory = 1000000\nenable_hugepages = true\n", "memory", "of memory are more than the host's"),
+        (TCG + "kernel = '/etc/passwd'\n", "guest image", "`/etc/passwd` is no kernel"),
+        (TCG + "initrd = '/etc/passwd'\n", "guest image", "`/etc/passwd` is no initrd"),
     ],
 )
 def test_what_is_missing_is_named_and_the_exit_code_says_so(command: Any, text: str, name: str, words: str) -> None:
@@ -122,6 +125,15 @@ def test_a_damaged_journal_is_told(command: Any) -> None:
     code, found = check(command, TCG)
     assert (code, found["journal"]["verdict"]) == (1, "cannot")
     assert "journal salvage" in found["journal"]["fix"]
+
+
+def test_taps_need_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kata_fsm.check import host
+
+    assert host.tun("tcfilter").verdict == "ok"
+    monkeypatch.setattr(os, "open", lambda *_: (_ for _ in ()).throw(FileNotFoundError(2, "No such file")))
+    assert (host.tun("tcfilter").verdict, host.tun("tcfilter").found) == ("cannot", "it does not exist")
+    assert (host.tun("macvtap").verdict, host.tun("none").verdict) == ("ok", "ok")
 
 
 def test_a_plain_chroot_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

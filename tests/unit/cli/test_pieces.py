@@ -196,7 +196,7 @@ def test_configuration_is_typed_and_names_what_is_wrong(tmp_path: Path) -> None:
     reason = "has no effect here because directories reach the guest by virtio-fs"
     assert settings.warnings == (f"`{file}:4`: `hypervisor.qemu.msize_9p` {reason}",)
     for text, words in {
-        '[hypervisor.qemu]\ndefault_memory = "x"': "`hypervisor.qemu.default_memory`: expected `int | null`, got `str`",
+        '[hypervisor.qemu]\ndefault_memory = "x"': "`hypervisor.qemu.default_memory`: expected `int`, got `str`",
         '[hypervisor.qemu]\npath = "qemu"': "`hypervisor.qemu.path`: `qemu` is not an absolute path",
         '[hypervisor.qemu]\nimage = "/x.img"': "guest images on a disk are not supported",
         '[runtime]\ninternetworking_model = "bridged"': "`runtime.internetworking_model`",

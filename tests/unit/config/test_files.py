@@ -135,6 +135,7 @@ WRONG = {
     QEMU + "default_maxmemory = 128": ":2`: `hypervisor.qemu.default_maxmemory`: `default_memory` is `256`, more than",
     QEMU
     + "default_vcpus = 2.5\ndefault_maxvcpus = 2": ":2`: `hypervisor.qemu.default_vcpus`: `default_vcpus` is `2.5`",
+    QEMU + "pcie_root_port = 33": ":2`: `hypervisor.qemu.pcie_root_port`: `33`, legal is up to 32",
     QEMU + "default_maxvcpus = -1": ":2`: `hypervisor.qemu.default_maxvcpus`: expected `int` >= 0",
     QEMU
     + "rx_rate_limiter_max_rate = 7": "`hypervisor.qemu.rx_rate_limiter_max_rate`: `7` bits per second, legal is 0 or",
