@@ -19,9 +19,14 @@ from kata_fsm.errors import UsageError
 from kata_fsm.limits import CREATE_TIMEOUT_S_MAX
 
 
-def load(named: str | None = None, annotations: Mapping[str, str] | None = None) -> Settings:
-    """The settings in force. Raises `UsageError` naming file, line, key and what is wrong, or the annotation's gate."""
+def load(named: str | None = None, annotations: Mapping[str, str] | None = None, *, debug: bool = False) -> Settings:
+    """The settings in force. `debug`: the flag `--debug` was given.
+
+    Raises `UsageError` naming file, line, key and what is wrong, or the annotation's gate.
+    """
     merged, path, over = lay_all(named)
+    if debug:
+        merged["runtime", "enable_debug"] = Value(True, Origin("flag", "--debug"))
     settings = _settings(merged, path, over)
     notes = settings.warnings
     if annotations:

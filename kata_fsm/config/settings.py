@@ -195,7 +195,7 @@ class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[runtime]`: the command itself."""
 
-    enable_debug: Annotated[bool, _about("Accepted, as every verb takes --debug.")] = False
+    enable_debug: Annotated[bool, _about("As `--debug`, whenever a container is created: more is logged.")] = False
     internetworking_model: Annotated[
         Literal["tcfilter", "macvtap", "none"],
         _about("How the interfaces of the sandbox's network namespace reach the guest; `none`: they do not."),
@@ -236,9 +236,10 @@ BUILT_IN: dict[str, Any] = {
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """Where a value came from: `file`, `drop-in` (`where` is the file, `line` counts from 1) or `annotation` (its name)."""
+    """Where a value came from: `file`, `drop-in` (`where` is the file, `line` counts from 1), `annotation` or `flag` (its
+    name)."""
 
-    kind: Literal["default", "file", "drop-in", "annotation"] = "default"
+    kind: Literal["default", "file", "drop-in", "annotation", "flag"] = "default"
     where: str = ""
     line: int = 0
 

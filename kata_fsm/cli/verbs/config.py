@@ -42,7 +42,7 @@ def run(context: Context, argv: list[str]) -> int:
     if given.part == "schema":
         _put([dumps_indented(show.schema())])
         return 0
-    settings = load(context.config, dict(_pair(text) for text in given.annotation))
+    settings = load(context.config, dict(_pair(text) for text in given.annotation), debug=context.debug)
     if given.json:
         _put([dumps_indented(show.as_data(settings))])
     elif given.part == "diff":

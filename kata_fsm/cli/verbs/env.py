@@ -25,7 +25,7 @@ def run(context: Context, argv: list[str]) -> int:
     from kata_fsm.cli.verbs.version import commit
     from kata_fsm.config.load import load
 
-    document = collect(load(context.config), commit=commit(), oci=OCI_VERSION)
+    document = collect(load(context.config, debug=context.debug), commit=commit(), oci=OCI_VERSION)
     if given.json:
         sys.stdout.write(dumps_indented(document) + "\n")
         return 0

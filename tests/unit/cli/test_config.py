@@ -108,6 +108,23 @@ def test_create_says_which_files_it_read_and_records_what_it_accepted(
     assert (recorded["config_origin"], recorded["hypervisor"]["vcpus"]) == (str(file), 1)
 
 
+@pytest.mark.parametrize("by", ["flag", "file"])
+def test_debug_says_what_the_machine_is_made_with(
+    stubbed: Any, bundle: Any, file: Path, tmp_path: Path, by: str
+) -> None:
+    log, words = tmp_path / "log", ["--debug"] if by == "flag" else []
+    with file.open("a") as opened:
+        opened.write("[runtime]\nenable_debug = true\n" if by == "file" else "")
+    stubbed.plan(refuse="no")
+    stubbed("--log", str(log), *words, "--config", str(file), "create", "--bundle", bundle(), "box")
+    (line,) = (one for one in log.read_text().splitlines() if "the machine's settings: " in one)
+    assert "level=debug" in line
+    assert " container=box " in line
+    shown = stubbed(*words, "--config", str(file), "config", "show", "--origin").stdout
+    where = "--debug" if by == "flag" else f"{file}:{len(file.read_text().splitlines())}"
+    assert f"enable_debug = true  # {where}" in shown.splitlines()
+
+
 def test_a_refused_annotation_fails_the_create_before_anything_is_begun(
     command: Any, bundle: Any, file: Path, tmp_path: Path
 ) -> None:
