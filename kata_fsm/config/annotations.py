@@ -4,7 +4,8 @@
 Whoever starts a container is not whoever runs the host. So a name has to match a pattern of `enable_annotations` as a whole
 (Kata looks for the pattern anywhere in the name, by which `path` also allows `jailer_path`), a path has to be one that a
 pattern of its own list finds, and what no annotation of Kata's can change stays out of reach whatever the patterns say.
-Settings of the runtime are gated here as `runtime.NAME`, which Kata does not gate. What would have no effect is noted.
+Settings of the runtime and of the agent are gated here as `runtime.NAME` and `agent.NAME`, which Kata does not gate. What
+would have no effect is noted.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ def accept(annotations: Mapping[str, str], settings: Settings) -> Accepted:
             note = _hypervisor(name, text, settings, values)
         elif name.startswith(_RUNTIME):
             note = _runtime(name, text, settings, values)
+        elif name == _AGENT + "kernel_modules":
+            note = _modules(name, text, settings, values)
         else:
             note = _other(name, text)
         if note:
@@ -149,9 +152,16 @@ def _runtime(name: str, text: str, settings: Settings, values: Merged) -> str:
     return _noted(name, text, RUNTIME.get(short))
 
 
+def _modules(name: str, text: str, settings: Settings, values: Merged) -> str:
+    """As the file's, with semicolons between the modules."""
+    _require_enabled(name, "agent.kernel_modules", settings)
+    modules = [module.strip() for module in text.split(";") if module.strip()]
+    values["agent", "kata", "kernel_modules"] = Value(modules, Origin("annotation", name))
+    return ""
+
+
 _KNOWN: dict[str, Known] = {
     "config_path": Known(("",), "a container does not choose its host's configuration", True),
-    "config.agent.kernel_modules": Known(("",), "only the configuration file chooses modules of the guest's kernel"),
     "config.agent.policy": Known(("",), "the agent enforces no policy", True),
     "config.agent.cdh_api_timeout": AGENT["cdh_api_timeout"],
     "asset_hash_type": Known(("sha512",), "only `sha512` is there", True),

@@ -153,7 +153,8 @@ class Qemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tuple[str, ...],
         _about(
             "Which annotations `io.katacontainers.config.hypervisor.NAME` a container may bring: regular expressions, each "
-            "of which has to match the whole NAME; those of `config.runtime.NAME` count as `runtime.NAME`. None by default."
+            "of which has to match the whole NAME; those of `config.runtime.NAME` and `config.agent.NAME` count as "
+            "`runtime.NAME` and `agent.NAME`. None by default."
         ),
     ] = ()
     valid_hypervisor_paths: Annotated[

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from kata_fsm.config.settings import create_timeout_s, hypervisor_settings
-from kata_fsm.errors import SpecError
+from kata_fsm.config.settings import create_timeout_s, hypervisor_settings, kernel_modules
+from kata_fsm.errors import SpecError, UsageError
 
 HYPERVISOR = "config__hypervisor__"
 
@@ -103,6 +103,17 @@ def test_what_must_not_be_ignored_is_refused(etc: Any, name: str, value: str, wo
         etc.load(gate(".*"), **{name: value})
 
 
+def test_modules_of_the_guest_are_gated(etc: Any) -> None:
+    given = {"config__agent__kernel_modules": "dummy numdummies=3; veth;"}
+    with pytest.raises(SpecError, match="kernel_modules is not enabled"):
+        etc.load(gate("kernel_modules"), **given)
+    found = etc.load(gate(r"agent\.kernel_modules"), **given)
+    assert [module["name"] for module in kernel_modules(found)] == ["dummy", "veth"]
+    assert found.origin_of("agent.kata.kernel_modules").kind == "annotation"
+    with pytest.raises(UsageError, match="`-r x` is no module's name"):
+        etc.load(gate(".*"), config__agent__kernel_modules="-r x")
+
+
 def test_where_the_memory_comes_from_is_gated(etc: Any) -> None:
     here = str(etc.directory)
     text = gate(
@@ -153,14 +164,14 @@ def test_what_has_no_effect_is_noted(etc: Any) -> None:
         "config__hypervisor__memory_slots": "4",
         "config__hypervisor__frobnicate": "4",
         "config__runtime__sandbox_cgroup_only": "true",
-        "config__agent__kernel_modules": "e1000e",
+        "config__agent__enable_tracing": "true",
         "container__resource__swappiness": "60",
         "pkg__oci__bundle_path": "/b",
     }
     found = etc.load(gate(".*"), **given)
     assert found.annotations == {}
     assert [warning.split("`")[1].rpartition(".")[2] for warning in found.warnings] == [
-        "kernel_modules",
+        "enable_tracing",
         "frobnicate",
         "memory_slots",
         "sandbox_cgroup_only",
