@@ -26,7 +26,7 @@ from kata_fsm.testing.bundle import make_rootfs
 from tests.support.kata import GONE_S, Kata, Traces, clean_up_by_force, kill_rest, leaks
 from tests.support.soaking import Life, Steady
 
-RSS_GROWTH_MIB_MAX = 8.0
+OWN_GROWTH_MIB_MAX = 4.0
 FD_GROWTH_MAX = 2
 
 
@@ -106,8 +106,8 @@ def soak(kata: Kata, lives: int, parallel: int, seed: str) -> list[str]:
     )
     for name in first:
         a, b = first[name], last[name]
-        say(f"{name}: PSS {a.pss:.1f} -> {b.pss:.1f} MiB, RSS {a.rss:.1f} -> {b.rss:.1f} MiB, fds {a.fds} -> {b.fds}")
-        if (b.rss - a.rss > RSS_GROWTH_MIB_MAX and name != "qemu") or b.fds - a.fds > FD_GROWTH_MAX:
+        say(f"{name}: its own {a.own:.1f} -> {b.own:.1f} MiB, PSS {a.pss:.1f} -> {b.pss:.1f} MiB, fds {a.fds} -> {b.fds}")
+        if (b.own - a.own > OWN_GROWTH_MIB_MAX and name != "qemu") or b.fds - a.fds > FD_GROWTH_MAX:
             wrong.append(f"{name} has grown")
     left = settled(kata, traces, before)
     processes = sum(each.startswith("process") for each in left)
