@@ -16,17 +16,16 @@ import random
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from kata_fsm.testing.bundle import make_rootfs
+from tests.support import names
 from tests.support.kata import GONE_S, Kata, Traces, clean_up_by_force, kill_rest, leaks
 from tests.support.soaking import Life, Steady
 
-RSS_GROWTH_MIB_MAX = 8.0
+OWN_GROWTH_MIB_MAX = 4.0
 FD_GROWTH_MAX = 2
 
 
@@ -106,8 +105,10 @@ def soak(kata: Kata, lives: int, parallel: int, seed: str) -> list[str]:
     )
     for name in first:
         a, b = first[name], last[name]
-        say(f"{name}: PSS {a.pss:.1f} -> {b.pss:.1f} MiB, RSS {a.rss:.1f} -> {b.rss:.1f} MiB, fds {a.fds} -> {b.fds}")
-        if (b.rss - a.rss > RSS_GROWTH_MIB_MAX and name != "qemu") or b.fds - a.fds > FD_GROWTH_MAX:
+        say(
+            f"{name}: its own {a.own:.1f} -> {b.own:.1f} MiB, PSS {a.pss:.1f} -> {b.pss:.1f} MiB, fds {a.fds} -> {b.fds}"
+        )
+        if (b.own - a.own > OWN_GROWTH_MIB_MAX and name != "qemu") or b.fds - a.fds > FD_GROWTH_MAX:
             wrong.append(f"{name} has grown")
     left = settled(kata, traces, before)
     processes = sum(each.startswith("process") for each in left)
@@ -129,7 +130,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.lives < 1 or options.parallel < 1:
         parser.error("--lives, --parallel: at least 1")
-    base = Path(tempfile.mkdtemp(prefix="kf-"))
+    base = names.directory()
     made = make_rootfs(base / "rootfs")
     kata, begun, wrong = Kata(base, made), time.monotonic(), ["it did not come to its end"]
     try:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starting processes, and knowing how each one ended.
 
-The agent is PID 1 of the guest (tests make it a subreaper), so it inherits every process whose parent is gone. Above all
-these are the containers' own processes, which `crun` starts and leaves behind. `adopt` claims such a process by the pid
-that crun wrote into its pid file. It may have ended before that, so while a crun is running (`expecting`) the statuses of
-unknown processes are kept. A pid cannot come round again in that time.
+The agent is the guest's subreaper (the init says so), so it inherits every process whose parent is gone. Above all these
+are the containers' own processes, which `crun` starts and leaves behind. `adopt` claims such a process by the pid that crun
+wrote into its pid file. It may have ended before that, so while a crun is running (`expecting`) the statuses of unknown
+processes are kept. A pid cannot come round again in that time.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ SIGPIPE = 13
 SIGCHLD = 17
 SIGXFSZ = 25
 _IGNORED_BY_PYTHON = (SIGPIPE, SIGXFSZ)  # and so, without care, by every process it starts
+_OOM_SPARED, _OOM_AS_OTHERS = b"-1000", b"0"  # proc(5), oom_score_adj
 
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/", "LC_ALL": "C.UTF-8"}
 
@@ -71,11 +72,17 @@ class Children:
     def __init__(self, loop: Loop) -> None:
         self._live: dict[int, Child] = {}
         self._expecting = 0
+        self._oom_fd = -1
         self._strays: dict[int, Exit] = {}
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         loop.watch(self._wake_read, READABLE, self._on_signal)
         signal(SIGCHLD, lambda number, frame: None)
         set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+
+    def spare(self, procfs: str) -> None:
+        """Keep the guest's OOM killer from the agent, whose end is the machine's, not from what it starts. OSError."""
+        self._oom_fd = os.open(f"{procfs}/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(self._oom_fd, _OOM_SPARED)
 
     def spawn(
         self, argv: Sequence[str], files: Mapping[int, int] | None = None, env: Mapping[str, str] | None = None
@@ -83,7 +90,13 @@ class Children:
         """Start `argv` (an absolute path first). `files` maps the child's descriptor numbers to ours. Raises OSError."""
         environment = dict(ENVIRONMENT if env is None else env)
         actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in (files or {}).items()]
-        pid = os.posix_spawn(argv[0], list(argv), environment, file_actions=actions, setsigdef=_IGNORED_BY_PYTHON)
+        if self._oom_fd >= 0:  # a child has what its parent has, and a container would keep it
+            os.write(self._oom_fd, _OOM_AS_OTHERS)
+        try:
+            pid = os.posix_spawn(argv[0], list(argv), environment, file_actions=actions, setsigdef=_IGNORED_BY_PYTHON)
+        finally:
+            if self._oom_fd >= 0:
+                os.write(self._oom_fd, _OOM_SPARED)
         child = self._live[pid] = Child(pid)
         return child
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's process. In the guest it is PID 1 and never returns: its end would be the machine's."""
+"""The agent's process. In the guest it is the one child of PID 1 and never returns: its end is the machine's."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ def main() -> None:
     agent = Agent(loop, settings)
     server = Server(agent)
     prepare(settings)
+    try:
+        agent.children.spare(settings.procfs)
+    except OSError as error:
+        say_error("oom_score_adj", error)
     line = files.read_or(f"{settings.procfs}/cmdline", "")
     patience = ports.parameter(line, "agent.create_container_timeout", "")
     if patience.isdigit():

@@ -20,7 +20,7 @@ START = "start.py"
 BUNDLED_STANDARD = ("__future__",)  # the standard modules that every module of ours imports, and nothing before them
 OWN_ROOTS = ("start", "kata_agent")  # taken in full; of other packages only what these import
 # crun must be a sealed memory file or it copies itself into one on every run; see guest/rootfs/start.py, which makes it
-CRUN_LINK = ("usr/bin/crun", "/proc/1/fd/100")
+CRUN_LINK = ("usr/bin/crun", "/proc/self/fd/100")  # whoever starts it has it: a child of the agent, before its exec
 PROGRAMS = {
     "usr/bin/busybox": "bin/busybox",
     "usr/libexec/crun": "usr/bin/crun",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guest's process 1 once `init` is done: prepares `crun`, then becomes the agent.
+"""The agent's process once `init` has started it: prepares `crun`, then becomes the agent.
 
 A plain file, because running a package by its name makes Python import a third of its library first.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 AGENT = "kata_agent.main"  # outside the guest there is no package of this name
 CRUN = "/usr/libexec/crun"
-CRUN_FD = 100  # /usr/bin/crun is a link to /proc/1/fd/100
+CRUN_FD = 100  # /usr/bin/crun is a link to /proc/self/fd/100, which a child of ours has until its exec
 F_ADD_SEALS = 1033
 ALL_SEALS = 0xF  # seal, shrink, grow, write
 

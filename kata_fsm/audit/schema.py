@@ -36,7 +36,7 @@ ACTIONS: dict[str, str] = {
     "process_ended": "a process ended, by itself or with what it stood on",
     "vm_died": "the virtual machine monitor ended without having been asked to",
     "share_died": "the daemon that serves the containers' files ended",
-    "agent_lost": "the agent in the guest stopped answering",
+    "agent_lost": "the agent in the guest ended or stopped answering",
     "host_rebooted": "the host had been started anew under the sandbox",
     "signal_forwarded": "a signal sent to a shim's pid was passed on to its process",
     "signal_lost": "a signal sent to a shim's pid could not be passed on",

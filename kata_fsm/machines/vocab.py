@@ -37,7 +37,7 @@ CAUSES: dict[str, str] = {
     "vm_exited": "the virtual machine monitor ended by itself",
     "guest_panic": "the guest kernel panicked",
     "guest_shutdown": "the guest powered off or rebooted itself",
-    "agent_lost": "the agent in the guest stopped answering",
+    "agent_lost": "the agent in the guest ended or stopped answering",
     "virtiofsd_lost": "virtiofsd ended while the guest was using it",
     "share_died": "what `virtiofsd_lost` was called at first; older records have it",
     "timeout": "something did not come to an end within its limit; the evidence names the phase",

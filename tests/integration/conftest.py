@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kata_fsm.testing.bundle import make_rootfs
+from tests.support import names
 from tests.support.kata import COMMAND, GONE_S, Kata, Traces, clean_up_by_force, kill_rest, leaks, wait_until
 
 
@@ -30,7 +30,7 @@ def kata(rootfs: Path) -> Iterator[Kata]:
     """An installation of one's own. After the test nothing of it may be left on the host."""
     if not COMMAND.exists():
         pytest.fail(f"`{COMMAND}` is not there: run scripts/setup")
-    base = Path(tempfile.mkdtemp(prefix="kf-"))
+    base = names.directory()
     traces = Traces(base)
     before = traces.snapshot()
     installation = Kata(base, rootfs)

@@ -77,6 +77,56 @@ def test_a_panic_of_the_guest_is_told_by_its_panic_device(kata: Kata) -> None:
     assert "Kernel panic" in cause["evidence"]["console"]
 
 
+def test_an_agent_that_is_killed(kata: Kata) -> None:
+    """By the guest's own kernel: what it kills then is every process but the first. The machine ends with its agent."""
+    linux = config([])["linux"]
+    linux["readonlyPaths"] = []
+    bundle = kata.bundle(
+        "c1", "/bin/sh", "-c", "echo up; read line; echo i >/proc/sysrq-trigger; sleep 1000", linux=linux
+    )
+    runner = kata.spawn("run", "--bundle", str(bundle), "c1", stdin=subprocess.PIPE)
+    assert runner.stdout is not None
+    assert runner.stdin is not None
+    with runner, runner.stdout:
+        assert runner.stdout.readline() == "up\n"
+        runner.stdin.write("now\n")
+        runner.stdin.close()
+        assert runner.wait(LIMIT_S) == 255
+    cause = cause_of(kata, "c1")
+    assert cause["kind"] == "agent_lost"
+    assert cause["message"] == "the agent in the guest was killed by SIGKILL, and its machine was switched off"
+    assert cause["evidence"]["shutdown"]["guest"] is True
+    assert "Kill All Tasks" in cause["evidence"]["console"]
+
+
+def test_an_agent_that_is_killed_while_nobody_watches(kata: Kata) -> None:
+    """What is left is the console, and the containers' end is told by it."""
+    linux = config([])["linux"]
+    linux["readonlyPaths"] = []
+    script = "until [ -e /go ]; do sleep 0.1; done; echo i >/proc/sysrq-trigger; sleep 1000"
+    bundle = kata.bundle("c1", "/bin/sh", "-c", script, linux=linux)
+    kata.detached("c1", bundle)
+    (qemu,) = kata.processes("qemu-system", "sandbox-c1")
+    for pid in [*kata.processes("supervisor", "c1"), *kata.processes("shim", "c1")]:
+        os.kill(pid, signal.SIGKILL)
+    (bundle / "rootfs" / "go").touch()
+    wait_until(lambda: qemu not in kata.processes("qemu-system", "sandbox-c1"), "the machine is off")
+    wait_until(lambda: kata.status("c1") == "stopped", "the container is stopped")
+    cause = cause_of(kata, "c1")
+    assert (cause["kind"], cause["evidence"]["wait_status"]) == ("agent_lost", "unknown")
+    kata("delete", "c1")
+
+
+def test_the_agent_is_spared_by_the_guests_oom_killer_and_what_it_starts_is_not(kata: Kata) -> None:
+    """Nothing inherits it: neither a container's own process nor an exec's."""
+    kata.detached("c1", kata.bundle("c1", "/bin/sh", "-c", "cat /proc/self/oom_score_adj >/adj; sleep 1000"))
+    adj = kata.bundles / "c1" / "rootfs" / "adj"
+    wait_until(lambda: adj.exists() and adj.read_text().endswith("\n"), "the container has looked")
+    assert adj.read_text() == "0\n"
+    assert kata("exec", "c1", "cat", "/proc/self/oom_score_adj").stdout == "0\n"
+    kata("delete", "--force", "c1")
+
+
 def test_a_container_over_its_memory_limit(kata: Kata) -> None:
     linux = {**config([])["linux"], "resources": {"memory": {"limit": 16 << 20}}}
     bundle = kata.bundle("c1", "/bin/dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1", linux=linux)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import names
 from tests.support.dying import VARIABLE, appends, write_command
 from tests.support.kata import GONE_S, LIMIT_S, Kata, Traces, clean_up_by_force, kill_rest, leaks, wait_until
 
@@ -118,7 +119,7 @@ class Installation:
     """A `Kata` of its own, with a check for what is left."""
 
     def __init__(self, rootfs: Path, command: Path) -> None:
-        self.base = Path(tempfile.mkdtemp(prefix="kf-"))
+        self.base = names.directory()
         self._traces = Traces(self.base)
         self._before = self._traces.snapshot()
         self.kata = Kata(self.base, rootfs)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from kata_fsm.effects.cgroup import RUN_MARK
+from tests.support import names
 from tests.support.enclosure import Enclosure
 from tests.support.kata import COMMAND, GONE_S, LIMIT_S, Kata, Traces, clean_up_by_force, kill_rest, leaks, wait_until
 
@@ -276,7 +277,7 @@ def enclosed(kind: Callable[[Path, Path, Enclosure], Any], rootfs: Path) -> Iter
 @contextmanager
 def installed(kind: Callable[[Path, Path], Any], rootfs: Path) -> Iterator[Any]:
     """An engine in a directory of its own, which is gone afterwards."""
-    base = Path(tempfile.mkdtemp(prefix="kf-"))
+    base = names.directory()
     base.chmod(0o755)  # a workload that is not root walks through it
     engine = kind(base, rootfs)
     try:

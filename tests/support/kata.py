@@ -17,6 +17,7 @@ import pytest
 
 from journal import Journal
 from kata_fsm.testing.bundle import make_bundle
+from tests.support.names import is_of_others
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = ROOT / ".venv" / "bin" / "kata-fsm"
@@ -159,10 +160,10 @@ class Traces:
         sockets = (self.where / "net" / "unix").read_text().splitlines()
         named = self.where / "root" / "run" / "netns"
         return {
-            "link": {line.split(":")[1].strip() for line in links.splitlines()},
+            "link": {name for line in links.splitlines() if not is_of_others(name := line.split(":")[1].strip())},
             "mount": {line.split(" ")[4] for line in mounts if self.base in line},
             "socket": {line.split()[-1] for line in sockets if self.base in line},
-            "namespace": set(os.listdir(named)) if named.is_dir() else set(),
+            "namespace": {name for name in os.listdir(named) if not is_of_others(name)} if named.is_dir() else set(),
             "cgroup": self._cgroups(),
         }
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import secrets
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from kata_fsm.effects import netns
+from tests.support import names
 from tests.support.kata import wait_until
 
 
@@ -112,7 +112,7 @@ class Lab:
     """Namespaces of one test, whose names begin alike."""
 
     def __init__(self) -> None:
-        self.prefix = "kf" + secrets.token_hex(3)
+        self.prefix = names.word()
         self.made: list[Namespace] = []
 
     def namespace(self, name: str) -> Namespace:

@@ -7,6 +7,7 @@ log. `args[0]` of `/fail` makes it fail as crun does; `/hang` makes it never end
 
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -77,10 +78,7 @@ def leave_behind(given: dict[str, str], process: dict[str, object], fifo: str | 
     if slave >= 0:
         os.login_tty(slave)
     if fifo is not None:
-        os.set_blocking(reader, True)
-        waiting = os.open(fifo, os.O_RDONLY)  # until someone opens it for writing
-        os.read(waiting, 1)
-        os.close(waiting)
+        select.select([reader], [], [])  # until a byte was written; its writer has unlinked the path by then
         os.close(reader)
     env = dict(item.split("=", 1) for item in process.get("env") or [])  # type: ignore[attr-defined]
     os.execve(args[0], args, env)

@@ -28,10 +28,13 @@ CLEAN = frozenset({"operator", "workload_exited", "client_gone", "create_failed"
 
 
 class Size(NamedTuple):
-    """What a process takes: MiB, MiB, descriptors."""
+    """What a process takes: MiB of its own (anonymous), MiB with its share of files (PSS), descriptors.
 
+    Files that it maps are not its own: a reader of the journal has as much of that in memory as it has read.
+    """
+
+    own: float
     pss: float
-    rss: float
     fds: int
 
 
@@ -39,7 +42,7 @@ def size(pid: int) -> Size:
     """Of one process."""
     rows = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() if line.endswith("kB")]
     fields = {row[0].rstrip(":"): int(row[1]) / 1024 for row in rows}
-    return Size(fields["Pss"], fields["Rss"], len(os.listdir(f"/proc/{pid}/fd")))
+    return Size(fields["Anonymous"], fields["Pss"], len(os.listdir(f"/proc/{pid}/fd")))
 
 
 def _kill(pid: int, mark: str) -> bool:

@@ -9,6 +9,7 @@ child after a supervisor's restart; which of the two it was is then not known, a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,6 +21,9 @@ from kata_fsm.world import Paths
 PANIC = "Kernel panic - not syncing"
 POWER = ("reboot: Power down", "reboot: Restarting system", "reboot: System halted", "reboot: machine restart")
 """What Linux says last of all, before it ends the machine (kernel/reboot.c, arch/x86/kernel/reboot.c)."""
+EPITAPH = "init: the agent has ended, wait status 0x"
+"""What the guest's init says of its agent, before it switches the machine off (guest/build/init.py)."""
+_STATUS_DIGITS = 4
 
 
 def _last(events: Iterable[dict[str, Any]], name: str) -> dict[str, Any] | None:
@@ -44,6 +48,18 @@ def power_line(console: str) -> str:
     return next((word for word in POWER if word in line), "")
 
 
+def agent_end(console: str) -> str:
+    """How the agent in the guest ended, as its init told on the console; empty if it did not."""
+    _, told, rest = console.rpartition(EPITAPH)
+    if not told:
+        return ""
+    try:
+        ended = os.waitstatus_to_exitcode(int(rest[:_STATUS_DIGITS], 16))
+    except ValueError:
+        return UNKNOWN.describe()
+    return (Exit(signal=-ended) if ended < 0 else Exit(code=ended)).describe()
+
+
 def judge(
     ended: Exit,
     shutdown: dict[str, Any] | None,
@@ -53,13 +69,15 @@ def judge(
     stderr: str = "",
     told: oom.Testimony = oom.NOTHING,
     powered: str = "",
+    agent: str = "",
 ) -> tuple[str, str]:
     """(cause, message). `heard`: a QMP connection was up until the end, so no SHUTDOWN event means there was none.
-    `powered`: as `power_line`.
+    `powered`: as `power_line`. `agent`: as `agent_end`.
 
-    Causes: guest_panic, guest_shutdown, host_oom, vm_exited (in order, or failed by itself), vm_crashed (a signal that a
-    program brings upon itself), vm_killed (any other), unknown.
+    Causes: guest_panic, agent_lost, guest_shutdown, host_oom, vm_exited (in order, or failed by itself), vm_crashed (a
+    signal that a program brings upon itself), vm_killed (any other), unknown.
     """
+    agent_lost = "agent_lost", f"the agent in the guest {agent}, and its machine was switched off"
     if panicked:
         return "guest_panic", f"the guest's kernel panicked: {panicked}"
     if told.by_oom and shutdown is None:
@@ -71,6 +89,8 @@ def judge(
     if shutdown is not None:
         reason = str(shutdown.get("reason", "unknown"))
         if shutdown.get("guest"):
+            if agent:
+                return agent_lost
             return "guest_shutdown", f"the guest ended the machine itself (`{reason}`)"
         # host-signal: SIGTERM and the like, which QEMU answers by ending in order.
         cause = "vm_killed" if reason == "host-signal" else "vm_exited"
@@ -78,6 +98,8 @@ def judge(
     if ended.code is not None:
         said = logs.last_line(stderr)
         return "vm_exited", f"QEMU {ended.describe()}" + (f": {said}" if said else "")
+    if agent:
+        return agent_lost
     if powered:
         return "guest_shutdown", f"the guest ended the machine itself (`{powered}` stands last on its console)"
     if told.crashed:
@@ -106,7 +128,14 @@ def evidence(
     if not panicked and panic is not None:
         panicked = "it told the pvpanic device so"
     cause, message = judge(
-        ended, shutdown, panicked=panicked, heard=heard, stderr=stderr, told=told, powered=power_line(console)
+        ended,
+        shutdown,
+        panicked=panicked,
+        heard=heard,
+        stderr=stderr,
+        told=told,
+        powered=power_line(console),
+        agent=agent_end(console),
     )
     return {
         "cause": cause,

@@ -10,8 +10,10 @@ import msgspec
 import pytest
 import trio
 
+from guest.build import init
 from kata_fsm import errors, limits
 from kata_fsm.effects import mounts, oom, process
+from kata_fsm.effects.hypervisor import watch
 from kata_fsm.effects.hypervisor.handler import HypervisorLaunch, HypervisorStop
 from kata_fsm.effects.hypervisor.qmp import Monitor, QmpRefused
 from kata_fsm.effects.hypervisor.watch import judge, unwatched
@@ -134,6 +136,40 @@ async def test_a_guest_that_panics_is_told_by_its_console(place, tiny, monitor, 
 )
 def test_what_evidence_means(ended, shutdown, heard, cause):
     assert judge(ended, shutdown, panicked="", heard=heard)[0] == cause
+
+
+SWITCHED_OFF = {"guest": True, "reason": "guest-shutdown"}
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ("0009\n[ 1.0] reboot: Power down\n", "was killed by SIGKILL"),
+        ("008b\n", "was killed by SIGSEGV"),
+        ("0100\n", "exited with code 1"),
+        ("00", "exited with code 0"),  # cut off
+        ("\n", "ended in an unknown way"),
+        ("wxyz", "ended in an unknown way"),
+        ("ffff\n", "ended in an unknown way"),
+    ],
+)
+def test_a_guest_whose_agent_ended_says_how(status, words):
+    told = watch.agent_end(f"[ 0.9] kata-agent: said\n{watch.EPITAPH}{status}")
+    assert told == words
+    assert judge(Exit(code=0), SWITCHED_OFF, panicked="", heard=True, agent=told) == (
+        "agent_lost",
+        f"the agent in the guest {words}, and its machine was switched off",
+    )
+    # nobody saw QEMU end; its console tells
+    assert judge(process.UNKNOWN, None, panicked="", heard=False, agent=told)[0] == "agent_lost"
+    # what came after it, or made it, is the cause
+    assert judge(Exit(signal=9), None, panicked="", heard=True, agent=told)[0] == "vm_killed"
+    assert judge(Exit(code=0), SWITCHED_OFF, panicked="a bug", heard=True, agent=told)[0] == "guest_panic"
+
+
+def test_the_init_says_what_is_looked_for():
+    assert watch.EPITAPH == init.EPITAPH
+    assert watch.agent_end("[ 0.9] kata-agent: said\n") == ""
 
 
 OOM_LINE = "Memory cgroup out of memory: Killed process 77 (qemu-system-x86) total-vm:1kB"
