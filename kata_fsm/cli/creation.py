@@ -105,7 +105,6 @@ def create(context: Context, request: Request) -> Created:
     place = place_of(request.id, loaded.annotations)
     # A container of an existing sandbox cannot change what that was made with: its annotations are not even judged.
     settings = load_config(context.config, loaded.annotations if place.is_new else None, debug=context.debug)
-    context.debug = settings.runtime.enable_debug
     used = [f"`{path}`" for path in (settings.origin, *settings.drop_ins) if path]
     log.later(context, "info", f"configuration: {', '.join(used) or 'built-in defaults, as there is no file'}")
     adapted = guest.adapt(loaded, key=request.id, kind=place.kind, seccomp=not settings.runtime.disable_guest_seccomp)
@@ -273,7 +272,7 @@ def _create_in(
         uid = WORLD.draw_uid()
         stream = spawn.stream_of(place.sandbox, uid)
         message["sandbox"] = sandbox_message(context, uid, place, settings, loaded, adapted)
-        if context.debug:
+        if settings.runtime.enable_debug:  # in the log alone: stderr is the container's
             log.later(context, "debug", f"the machine's settings: {dumps(message['sandbox']['hypervisor'])}")
         _start_new(place.sandbox, stream, uid)
         connection = client.connect_running(stream)

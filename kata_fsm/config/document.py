@@ -125,7 +125,8 @@ def _not_honoured(section: str) -> str:
         f"| {', '.join(keys)} | {'refused' if unsafe else 'noted'}: {_cell(why)} |"
         for (why, unsafe), keys in reasons.items()
     ]
-    return "\n".join([f"`[{section}]`", "", "| keys | |", "|---|---|", *rows])
+    title = f"`[{section}]`" + (", `[hypervisor.*.factory]`" if section == "factory" else "")
+    return "\n".join([title, "", "| keys | |", "|---|---|", *rows])
 
 
 def page() -> str:

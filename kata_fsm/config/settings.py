@@ -196,7 +196,7 @@ class Agent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[runtime]`: the command itself."""
 
-    enable_debug: Annotated[bool, _about("As `--debug`, whenever a container is created: more is logged.")] = False
+    enable_debug: Annotated[bool, _about("Log what each sandbox's machine is made with, as `--debug` does.")] = False
     internetworking_model: Annotated[
         Literal["tcfilter", "macvtap", "none"],
         _about("How the interfaces of the sandbox's network namespace reach the guest; `none`: they do not."),

@@ -116,7 +116,8 @@ def test_debug_says_what_the_machine_is_made_with(
     with file.open("a") as opened:
         opened.write("[runtime]\nenable_debug = true\n" if by == "file" else "")
     stubbed.plan(refuse="no")
-    stubbed("--log", str(log), *words, "--config", str(file), "create", "--bundle", bundle(), "box")
+    done = stubbed("--log", str(log), *words, "--config", str(file), "create", "--bundle", bundle(), "box")
+    assert ("warning: " in done.stderr) == (by == "flag")  # without it stderr is the container's alone
     (line,) = (one for one in log.read_text().splitlines() if "the machine's settings: " in one)
     assert "level=debug" in line
     assert " container=box " in line
