@@ -145,7 +145,9 @@ def warn(context: Context, message: str) -> None:
     """A warning: in the log when there is one, and on stderr only with --debug."""
     write(context, "warning", message)
     if context.debug:
-        say(f"warning: {message}")
+        from kata_fsm.replay.escape import harmless
+
+        say(f"warning: {harmless(message)}")
 
 
 def warn_all(context: Context, reply: dict[str, object]) -> None:

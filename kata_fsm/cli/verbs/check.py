@@ -33,6 +33,7 @@ def run(context: Context, argv: list[str]) -> int:
     from kata_fsm.check.item import able
     from kata_fsm.check.past import as_json
     from kata_fsm.check.whole import examine
+    from kata_fsm.replay.escape import harmless
 
     items = examine(context.config)
     can = able(items) and not (given.strict and any(item.verdict == "warning" for item in items))
@@ -41,7 +42,7 @@ def run(context: Context, argv: list[str]) -> int:
         return 0 if can else 1
     for item in items:
         if given.verbose or item.stands_in_the_way or (item.verdict == "warning" and given.strict):
-            sys.stdout.write("".join(line + "\n" for line in item.lines()))
+            sys.stdout.write("".join(harmless(line) + "\n" for line in item.lines()))
     warnings = sum(item.verdict == "warning" for item in items)
     noted = f" ({warnings} warnings: see --verbose)" if warnings and not given.verbose else ""
     if can:

@@ -38,6 +38,7 @@ def run(context: Context, argv: list[str]) -> int:
     given = parser().parse_args(argv)
     from kata_fsm.config import show
     from kata_fsm.config.load import load
+    from kata_fsm.replay.escape import harmless
 
     if given.part == "schema":
         _put([dumps_indented(show.schema())])
@@ -46,11 +47,11 @@ def run(context: Context, argv: list[str]) -> int:
     if given.json:
         _put([dumps_indented(show.as_data(settings))])
     elif given.part == "diff":
-        _put(show.differences(settings))
+        _put(map(harmless, show.differences(settings)))
     else:
-        _put(show.as_text(settings, origins=given.origin))
+        _put(map(harmless, show.as_text(settings, origins=given.origin)))
     for warning in settings.warnings:
-        sys.stderr.write(f"warning: {warning}\n")
+        sys.stderr.write(f"warning: {harmless(warning)}\n")
     return 0
 
 

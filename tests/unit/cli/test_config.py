@@ -108,6 +108,14 @@ def test_create_says_which_files_it_read_and_records_what_it_accepted(
     assert (recorded["config_origin"], recorded["hypervisor"]["vcpus"]) == (str(file), 1)
 
 
+def test_no_key_commands_the_terminal(command: Any, file: Path) -> None:
+    file.write_text('[hypervisor.qemu]\n"\\u001b[31mred" = 1\n')
+    for verb in (["config", "show", "--origin"], ["config", "diff"], ["check", "--verbose"]):
+        done = command("--config", str(file), *verb)
+        assert "\x1b" not in done.stdout + done.stderr
+        assert "hypervisor.qemu.\\e[31mred" in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("by", ["flag", "file"])
 def test_debug_says_what_the_machine_is_made_with(
     stubbed: Any, bundle: Any, file: Path, tmp_path: Path, by: str
