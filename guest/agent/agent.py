@@ -30,6 +30,7 @@ class Settings:
         self.sysfs = "/sys"
         self.procfs = "/proc"
         self.crun_timeout_s = 60.0  # a create takes half a second under emulation
+        self.log_calls = False  # each on the console, when it comes and when it is answered
 
 
 class Agent:

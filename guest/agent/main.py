@@ -21,7 +21,8 @@ _CONTROLLERS = ("cpu", "cpuset", "hugetlb", "io", "memory", "pids")
 
 
 def main() -> None:
-    """Serve for ever on the transport that the kernel's command line names (`agent.transport=serial` or `vsock`)."""
+    """Serve for ever on the transport that the kernel's command line names (`agent.transport=serial` or `vsock`); with
+    `agent.log=debug` each call is on the console."""
     gc.set_threshold(_GC_THRESHOLD)
     settings = Settings()
     loop = Loop()
@@ -36,6 +37,7 @@ def main() -> None:
     patience = ports.parameter(line, "agent.create_container_timeout", "")
     if patience.isdigit():
         settings.crun_timeout_s = max(float(patience), settings.crun_timeout_s)
+    settings.log_calls = ports.parameter(line, "agent.log", "") in ("debug", "trace")
     transport = ports.parameter(line, "agent.transport", "serial")
 
     def opened(fd: Any, error: Exception | None) -> None:

@@ -13,7 +13,7 @@ from kata_wire.errors import WireError
 from .connection import Connection
 from .errors import RpcError
 from .methods import HANDLERS, ONLY_WAITING, PRELOAD
-from .report import say_error
+from .report import say, say_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,14 +30,15 @@ _PRELOAD_DELAY_S = 0.002  # after the first answer; time for it to leave
 class _Call:
     """One request under way."""
 
-    __slots__ = ("connection", "generation", "only_waiting", "response", "stream_id", "task", "timer")
+    __slots__ = ("connection", "generation", "method", "only_waiting", "response", "stream_id", "task", "timer")
 
-    def __init__(self, connection: Connection, stream_id: int, response: str, only_waiting: bool) -> None:
+    def __init__(self, connection: Connection, stream_id: int, method: str, response: str) -> None:
         self.connection = connection
         self.generation = connection.generation
         self.stream_id = stream_id
+        self.method = method
         self.response = response
-        self.only_waiting = only_waiting
+        self.only_waiting = method in ONLY_WAITING
         self.task: Task | None = None
 
 
@@ -85,7 +86,9 @@ class Server:
         if function is None or messages is None:
             raise RpcError(envelope.UNIMPLEMENTED, f"`{request.service}/{request.method}` is not implemented")
         value = table.decode(messages[0], request.payload)
-        call = _Call(connection, frame.stream_id, messages[1], request.method in ONLY_WAITING)
+        call = _Call(connection, frame.stream_id, request.method, messages[1])
+        if self._agent.settings.log_calls:
+            say(f"call {call.stream_id}: {call.method}")
         result = function(self._agent, value)
         if isinstance(result, dict):
             self._answer(call, result, None)
@@ -108,6 +111,8 @@ class Server:
     def _answer(self, call: _Call, value: dict[str, Any] | None, error: Exception | None) -> None:
         connection = call.connection
         self._calls[connection].discard(call)
+        if self._agent.settings.log_calls:
+            say(f"answer {call.stream_id}: {call.method}: " + ("ok" if error is None else str(error)))
         if call.generation != connection.generation:
             return  # nobody remembers having asked
         if error is None:

@@ -108,7 +108,9 @@ class Qemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tuple[str, ...], _about("Patterns of what the annotation `file_mem_backend` may name.")
     ] = ()
     kernel_params: Annotated[str, _about("Appended to the guest kernel's command line.")] = ""
-    enable_debug: Annotated[bool, _about("Have the agent log its every step to the guest console.")] = False
+    enable_debug: Annotated[
+        bool, _about("Have the agent log every call that it gets, and its answer, to the guest's console.")
+    ] = False
     virtio_fs_daemon: Annotated[str, _about("The daemon that shares directories with the guest.")] = ""
     virtio_fs_cache: Annotated[
         Literal["auto", "always", "none", "never", "metadata", ""],

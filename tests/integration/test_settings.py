@@ -23,6 +23,7 @@ entropy_source = "/dev/random"
 virtio_fs_cache = "never"
 virtio_fs_queue_size = 256
 virtio_fs_extra_args = ["--thread-pool-size=2", "--announce-submounts"]
+enable_debug = true
 [agent.kata]
 kernel_modules = ["virtio_mem", "dm_no_such_module x=1"]
 create_container_timeout = 100
@@ -57,6 +58,10 @@ def test_keys_of_the_share_the_processor_and_the_agent(kata: Kata) -> None:
     assert "agent.create_container_timeout=100" in said.splitlines()[0].split()
     assert "virtio_mem" in [line.split()[0] for line in said.splitlines()[1:]]
     assert "x2apic" not in kata("exec", "c2", "/bin/cat", "/proc/cpuinfo").stdout
+    calls = kata("logs", "c2", "--source", "agent").stdout
+    assert all(
+        f": {call}: ok\n" in calls for call in ("CreateSandbox", "CreateContainer", "StartContainer", "ExecProcess")
+    )
     created = next(record for record in kata.story("c2") if "create_sandbox" in json.dumps(record))
     assert "virtiofsd_cache" in json.dumps(created)
     kata("delete", "--force", "c2")

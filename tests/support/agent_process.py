@@ -40,6 +40,7 @@ settings.crun_root = base + "/crun"
 settings.cgroup_root = base + "/cgroup"
 settings.shared_root = base + "/shared"
 settings.resolv_conf = base + "/resolv.conf"
+settings.log_calls = sys.argv[4] == "log"
 prepare(settings)
 loop = Loop()
 Server(Agent(loop, settings)).serve(0, serial=transport == "serial")
@@ -136,11 +137,11 @@ class Client:
 class AgentProcess:
     """The agent, running. `base` holds all it writes."""
 
-    def __init__(self, base: Path, transport: str) -> None:
+    def __init__(self, base: Path, transport: str, *, log_calls: bool = False) -> None:
         self.base = base
         ours, theirs = socket.socketpair()
         self.sock = ours
-        arguments = [str(base), transport, str(HERE / "pseudo_crun.py")]
+        arguments = [str(base), transport, str(HERE / "pseudo_crun.py"), "log" if log_calls else ""]
         # mounts, host name and network of its own: this machine's are not for tests to change
         isolated = ["unshare", "-mun", *([] if os.geteuid() == 0 else ["--map-root-user"])]
         self.process = subprocess.Popen(

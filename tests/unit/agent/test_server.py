@@ -155,3 +155,15 @@ def test_a_plain_socket_serves_without_hello_and_ends_with_its_peer(tmp_path: Pa
     agent.sock.shutdown(socket.SHUT_WR)
     assert agent.sock.recv(1) == b""
     assert agent.stop() == b""
+
+
+def test_calls_are_on_the_console_where_they_are_asked_for(tmp_path: Path) -> None:
+    running = AgentProcess(tmp_path, "serial", log_calls=True)
+    client = running.client
+    client.call("Check")
+    with pytest.raises(CallError, match="nobody"):
+        client.call("StartContainer", {"container_id": "nobody"})
+    said = [line.partition("kata-agent: ")[2] for line in running.stop().decode().splitlines()]
+    assert said[:3] == ["call 1: Check", "answer 1: Check: ok", "call 3: StartContainer"]
+    assert said[3].startswith("answer 3: StartContainer: ")
+    assert "nobody" in said[3]
