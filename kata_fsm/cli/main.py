@@ -165,7 +165,16 @@ def _act(action: str) -> int:
     return 0
 
 
+def _require_places() -> None:
+    """Processes of ours run in directories of their own: a relative path would be another one to each."""
+    for name in ("KATA_FSM_RUN", "KATA_FSM_STATE", "KATA_FSM_JOURNAL"):
+        value = os.environ.get(name)
+        if value and not value.startswith("/"):
+            raise UsageError(f"{name}: `{value}` is not an absolute path")
+
+
 def _dispatch(argv: list[str], context: Context, apart: bool) -> int:
+    _require_places()
     verb, rest = parse_globals(argv, context)
     verb = ALIASES.get(verb, verb)
     context.verb = verb

@@ -35,6 +35,13 @@ FORBIDDEN = (
 )
 
 
+@pytest.mark.parametrize("name", ["KATA_FSM_RUN", "KATA_FSM_STATE", "KATA_FSM_JOURNAL"])
+def test_a_relative_place_is_refused(command: Any, name: str) -> None:
+    command.environment[name] = "here"
+    done = command("list")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{name}: `here` is not an absolute path\n")
+
+
 def test_version_parses_for_go_runc(command: Any) -> None:
     lines = command("--version").stdout.splitlines()
     assert lines[0] == f"kata-fsm version {__version__}"
