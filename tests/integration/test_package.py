@@ -3,7 +3,8 @@
 it runs a container, it goes.
 
 For the latter the root file system is this host's with a layer over it that is thrown away, and the checkout hidden: what
-the package forgot cannot be found there.
+the package forgot cannot be found there. Where debootstrap is installed there is also one of nothing but Debian and what the
+package says that it depends on: what it forgot to say is not there.
 """
 
 from __future__ import annotations
@@ -62,26 +63,44 @@ dpkg -r kata-fsm >/tmp/dpkg.log 2>&1 || { cat /tmp/dpkg.log; exit 1; }
 """
 
 
-def test_it_installs_runs_and_leaves_nothing_but_the_journal(tmp_path: Path) -> None:
-    out, layer = tmp_path / "dist", tmp_path / "layer"
-    layer.mkdir()
-    built = subprocess.run(
-        ["sh", str(ROOT / "scripts" / "package"), str(out)],
-        capture_output=True,
-        text=True,
-        timeout=BUILD_S,
-        check=False,
-    )
-    assert built.returncode == 0, built.stderr
+# A chroot's own root has to be a mount: a sandbox's processes get views of it.
+CLEAN = """
+set -eu
+cd "$1"; mount --bind root root
+mount -t proc proc root/proc; mount --rbind /dev root/dev; mount --rbind /sys root/sys; mount -t tmpfs tmpfs root/run
+cp "$2"/*.deb root/tmp/
+mkdir -p root/tmp/b/rootfs/bin; cp /bin/busybox root/tmp/b/rootfs/bin/
+chroot root /bin/sh -eu -c "$4"
+cd root
+find . -xdev -name '*kata[-_]*' ! -path './var/lib/dpkg/*' ! -path './var/lib/kata-fsm*' ! -path './tmp/*' -type f
+find var/lib/kata-fsm -maxdepth 1 -mindepth 1 -printf 'kept %f\\n'
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the packages are."""
+    out = tmp_path_factory.mktemp("dist")
+    argv = ["sh", str(ROOT / "scripts" / "package"), str(out)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=BUILD_S, check=False)
+    assert done.returncode == 0, done.stderr
     assert sorted(path.suffix for path in out.iterdir()) == [".deb", ".whl"]
+    return out
+
+
+def installed(script: str, layer: Path, out: Path) -> list[str]:
+    """What is said when the package is installed, used and removed in the root that `script` makes."""
     hidden = "/" + ROOT.parts[1]  # where checkouts are; the system's own directories are never it
     assert hidden not in ("/usr", "/bin", "/etc", "/var", "/lib")
-    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", OUTSIDE, "sh", str(layer), str(out), hidden]
+    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", str(layer), str(out), hidden]
     done = subprocess.run([*argv, INSIDE], capture_output=True, text=True, timeout=RUN_S, check=False)
     if done.returncode == 77:
         pytest.skip("no overlay can be mounted here")
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
+    return done.stdout.splitlines()
+
+
+def judge(lines: list[str]) -> None:
     assert lines[0].startswith("kata-fsm version ")
     assert any(line.startswith("System can currently create kata-fsm sandboxes") for line in lines)
     assert 'guest = "/usr/share/kata-fsm/guest"' in lines
@@ -89,6 +108,24 @@ def test_it_installs_runs_and_leaves_nothing_but_the_journal(tmp_path: Path) -> 
     assert "from the guest" in lines
     (verified,) = (at for at, line in enumerate(lines) if line.startswith("ok: "))
     assert sorted(lines[verified + 1 :]) == ["kept journal"]
+
+
+def test_it_installs_runs_and_leaves_nothing_but_the_journal(built: Path, tmp_path: Path) -> None:
+    judge(installed(OUTSIDE, tmp_path, built))
+
+
+@pytest.mark.skipif(shutil.which("debootstrap") is None, reason="debootstrap is not installed")
+def test_it_needs_nothing_but_what_it_says(built: Path, tmp_path: Path) -> None:
+    (package,) = built.glob("*.deb")
+    said = subprocess.run(
+        ["dpkg-deb", "-f", str(package), "Depends"], capture_output=True, text=True, check=True
+    ).stdout
+    names = dict.fromkeys(one.split()[0] for one in said.split(","))
+    argv = ["debootstrap", "--variant=minbase", f"--include={','.join(names)}", "bookworm", str(tmp_path / "root")]
+    made = subprocess.run(argv, capture_output=True, text=True, timeout=BUILD_S, check=False)
+    assert made.returncode == 0, made.stdout[-2000:]
+    judge(installed(CLEAN, tmp_path, built))
+    shutil.rmtree(tmp_path / "root")
 
 
 def test_the_wheel_works_in_an_environment_of_its_own(kata: Kata, tmp_path: Path) -> None:
