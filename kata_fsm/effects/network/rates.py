@@ -36,6 +36,8 @@ def hold(netlink: Any, uid: str, interface: Interface, settings: HypervisorSetti
 
     Raises EffectError for an interface whose qdiscs are somebody else's.
     """
+    if not (settings.rx_bits_per_s or settings.tx_bits_per_s):
+        return
     found = next(each for each in joining.taps(netlink, uid) if each.slot == interface.slot)
     inward, outward = _places(netlink, uid, found)
     if settings.tx_bits_per_s:
@@ -49,6 +51,8 @@ def hold(netlink: Any, uid: str, interface: Interface, settings: HypervisorSetti
 
 def holds(netlink: Any, uid: str, found: joining.Tap, settings: HypervisorSettings) -> bool:
     """Whether the limits are in force between a tap and its interface."""
+    if not (settings.rx_bits_per_s or settings.tx_bits_per_s):
+        return True
     inward, outward = _places(netlink, uid, found)
     if settings.tx_bits_per_s and _bucket(netlink, outward) != HANDLE:
         return False
