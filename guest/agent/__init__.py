@@ -9,7 +9,7 @@
     server      frames to calls to answers; no bad message stops it
     methods     which function answers which call
     agent       everything the calls share
-    containers, processes, launch, streams, bundle, cgroups, oom             the containers
+    containers, processes, launch, streams, bundle, cgroups, oom, submounts  the containers
     rpc_*       the calls, by area, imported when first needed
     netlink, links, routes, ps, mounts, files, jsonc, report                 tools of the calls
 

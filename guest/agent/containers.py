@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from . import bundle, cgroups, files, jsonc
+from . import bundle, cgroups, files, jsonc, submounts
 from .errors import RpcError, from_os_error, invalid, precondition
 from .launch import launch, run_crun
 from .loop import Notice
@@ -42,6 +42,7 @@ class Container:
         self.init = Process(container_id, "", {})
         self.processes: dict[str, Process] = {"": self.init}
         self._spec: dict[str, Any] = {}
+        self._held: list[str] = []  # directories of the host that are its own file systems here
         self._oom: OomWatch | None = None
         self._begun = False  # its program has been let run
 
@@ -62,6 +63,8 @@ class Container:
             files.write(f"{self.bundle_dir}/config.json", jsonc.dumps(spec))
             options = ["--bundle", self.bundle_dir, *(["--no-pivot"] if needs_no_pivot(settings.procfs) else [])]
             terminal = bool(process.get("terminal"))
+            self._held = submounts.directories(spec, settings.shared_root)
+            yield from submounts.hold(self._agent, self._held)
             launched = yield from launch(
                 self._agent, "create", options, self.id, terminal=terminal, owner=bundle.owner(spec, process)
             )
@@ -183,6 +186,7 @@ class Container:
         yield from cgroups.remove(self.cgroup)
         files.remove_tree(f"{self._agent.settings.crun_root}/{self.id}")
         files.remove_tree(self.bundle_dir)
+        yield from submounts.let_go(self._agent, self._held)
 
     def _begin(self, process: Process, launched: Launched, state: str, spec: dict[str, Any]) -> None:
         process.launched(self._agent.loop, launched, state)

@@ -6,6 +6,7 @@ COMMON = (
     "console=ttyS0",
     "quiet",
     "panic=-1",  # a panic ends the machine at once (QEMU runs with -no-reboot), instead of leaving a dead guest
+    "oops=panic",  # what a kernel that has lost a process in the middle of its work says afterwards is not to be trusted
     "cryptomgr.notests",  # no self tests of ciphers nobody uses: 0.4 s under emulation
     "random.trust_cpu=on",  # Python needs random numbers for its hash seed before there is other entropy
 )

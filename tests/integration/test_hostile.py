@@ -105,3 +105,22 @@ def test_no_disk_space_is_told_and_nothing_is_left(kata: Kata, which: str, size:
         assert "no disk space" in done.stderr
         left = [path for path in (kata.base / which).rglob("*") if "journal" not in path.parts]
         assert left == []
+
+
+def test_a_deleted_container_leaves_nothing_open_in_its_pods_file_server(kata: Kata) -> None:
+    """The guest holds a container's directories until its removal, longer than its processes live, and no longer."""
+    keys = "io.kubernetes.cri."
+    pod = {f"{keys}container-type": "sandbox", f"{keys}sandbox-id": "pod"}
+    kata.detached("pod", kata.bundle("pod", "/bin/sleep", "1000", annotations=pod))
+    member = {**pod, f"{keys}container-type": "container"}
+    kata.detached("m1", kata.bundle("m1", "/bin/sh", "-c", "cat /etc/passwd >/dev/null", annotations=member))
+    wait_until(lambda: kata.status("m1") == "stopped", "the member has ended")
+
+    def opened() -> list[str]:
+        paths = [os.readlink(each) for pid in kata.processes("virtiofsd") for each in Path(f"/proc/{pid}/fd").iterdir()]
+        return [path for path in paths if "m1/rootfs" in path]
+
+    assert opened()
+    kata("delete", "m1")
+    wait_until(lambda: not opened(), "nothing of it is open")
+    kata("delete", "--force", "pod")
