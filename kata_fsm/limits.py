@@ -95,6 +95,21 @@ CGROUP_POLL_S = 0.01
 CGROUP_RETRIES = 5
 SYSTEMD_REPLY_S = 10.0  # for systemd's answer when it is asked for a scope
 
+# What a pod's limits on the host leave its machine beside what the containers were given (`oci.hosting`). The kernel counts
+# processor time in each period; one processor is what QEMU's main loop, virtiofsd and the supervisor keep busy at most
+# while they move a guest's output as fast as they can, and without it they would be stopped for what the workload has used.
+HOST_CPU_PERIOD_US = 100_000
+HOST_CPU_ROOM_US = 100_000
+# Memory: a fixed part (the setting `host_memory_overhead`; measured under TCG, at work: QEMU 170 MiB, most of it translated
+# code, which is bounded by 128, supervisor 40, virtiofsd and a shim 10, and 5 for each further exec). Then what grows with
+# the guest's: page tables in QEMU and virtiofsd and the kernel's index of it, 0.7 % together; and what the kernel keeps of
+# the files that virtiofsd holds open because the guest remembers them. A file takes 1 KiB of the guest's memory and up to
+# 2.4 of the host's (measured: 1.5 on ext4, 2.4 on overlayfs), and virtiofsd opens a million at most.
+HOST_MEMORY_OVERHEAD_MIB = 512
+HOST_MEMORY_TABLES_PART = 64
+HOST_MEMORY_FILES_TIMES = 2.5
+HOST_MEMORY_FILES_MIB_MAX = 2560
+
 # A mount, an unmount or a look at a file takes milliseconds, or waits for a server that is gone and never ends.
 HOST_CALL_S = 30.0
 

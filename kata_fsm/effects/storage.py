@@ -24,6 +24,7 @@ import trio
 from kata_fsm import errors
 from kata_fsm.effects import cgroup, mounts, tree
 from kata_fsm.effects.bounded import Bounded, Enter
+from kata_fsm.effects.placement import Placement
 from kata_fsm.effects.protocols import Intent, Observed
 from kata_fsm.world import Paths
 
@@ -129,8 +130,9 @@ def _seen(bind: Bind, enter: Enter) -> dict[str, object]:
 
 
 class _ContainerHandler:
-    def __init__(self, paths: Paths) -> None:
+    def __init__(self, paths: Paths, place: Placement | None = None) -> None:
         self.paths = paths
+        self.place = place or Placement(paths.uid, {})
 
     def _cgroup(self, intent: Intent) -> str:
         container = str(intent.params["container"])
@@ -151,10 +153,11 @@ class _ContainerHandler:
 
 
 class ContainerPrepare(_ContainerHandler):
-    """`container.prepare`: host cgroups, and the binds. Needs `share.prepare` done.
+    """`container.prepare`: host cgroups, the pod's limits with this container, and the binds. Needs `share.prepare` done.
 
     Result: {"tree": directory, "binds": [{"source", "target", "directory", "readonly"}], "cgroups": [{"hierarchy",
-    "path", "created"}], "refused": [{"hierarchy", "error"}]}; `cgroup.attach` puts a pid into those paths.
+    "path", "created"}], "refused": [{"hierarchy", "error"}], "limited" and "unheld" as `Placement.limit` answers them};
+    `cgroup.attach` puts a pid into those paths.
     """
 
     async def perform(self, intent: Intent) -> dict[str, Any]:
@@ -165,12 +168,13 @@ class ContainerPrepare(_ContainerHandler):
             raise errors.EffectError("share", f"the shared tree `{self.paths.shared}` is not there")
         cgroups = await trio.to_thread.run_sync(cgroup.create, path, self.paths.uid)
         try:
+            limited = await self.place.limit()
             task = Bounded("bind", f"binding what container `{intent.params['container']}` is to be shown")
             binds = await task.run(lambda: stage(top, intent.params, task.enter), late=lambda: unstage(top))
         except errors.EffectError:
             await cgroup.remove(path, self.paths.uid)
             raise
-        return {"tree": top, "binds": binds, **cgroups}
+        return {"tree": top, "binds": binds, **cgroups, **limited}
 
     async def probe(self, intent: Intent) -> Observed:
         """Done when every bind is mounted, for that comes last."""
@@ -188,11 +192,18 @@ class ContainerPrepare(_ContainerHandler):
 
 
 class ContainerUnstage(_ContainerHandler):
-    """`container.unstage`: the binds go, the cgroups stay (the shim is in them). Result: {"unmounted": [paths]}."""
+    """`container.unstage`: the binds go, and its part of the pod's limits; the cgroups stay (the shim is in them).
+
+    Result: {"unmounted": [paths]}, and what `Placement.limit` answers.
+    """
 
     async def perform(self, intent: Intent) -> dict[str, Any]:
         """Unmount in reverse and remove the places."""
-        return await self._unstage(intent)
+        try:
+            limited = await self.place.limit()
+        except errors.EffectError as error:  # limits that are too wide for the rest are no reason to keep this one
+            limited = {"limiting_failed": error.message}
+        return {**await self._unstage(intent), **limited}
 
     async def probe(self, intent: Intent) -> Observed:
         """Done when the container's tree is gone."""
