@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking systemd for a scope, a cgroup with processes that somebody else started, and for its limits
+"""Asking systemd for a scope, a cgroup with processes that somebody else started, for its limits and for its end
 (org.freedesktop.systemd1(5)).
 
-Two methods of one service are called, so this speaks just as much D-Bus as that takes (the D-Bus specification, version
+Three methods of one service are called, so this speaks just as much D-Bus as that takes (the D-Bus specification, version
 0.41: little-endian, types s o b u t and arrays and variants of them). Root's own socket of systemd is tried first: it needs
 no bus.
 """
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PRIVATE_SOCKET = "/run/systemd/private"
 BUS_SOCKET = "/run/dbus/system_bus_socket"
 EXISTS = "org.freedesktop.systemd1.UnitExists"
+UNKNOWN = "org.freedesktop.systemd1.NoSuchUnit"
 
 _CALL, _RETURN, _ERROR = 1, 2, 3
 _PATH, _INTERFACE, _MEMBER, _ERROR_NAME, _DESTINATION, _SIGNATURE = 1, 2, 3, 4, 6, 8
@@ -90,6 +91,18 @@ def set_properties(unit: str, properties: list[tuple[str, str, Any]]) -> None:
         _call("SetUnitProperties", "sba(sv)", bytes(body.data))
     except Refused as refused:
         raise WorldError(f"systemd refuses the limits of `{unit}`: {refused.said}") from refused
+
+
+def stop_unit(unit: str) -> None:
+    """Let a unit go, if there is one of that name, with what is in it. Raises `WorldError`."""
+    body = Body()
+    body.string(unit)
+    body.string("replace")
+    try:
+        _call("StopUnit", "ss", bytes(body.data))
+    except Refused as refused:
+        if refused.name != UNKNOWN:
+            raise
 
 
 class Body:

@@ -9,7 +9,8 @@ sees the tree read-only, each bind as writable as its mount is.
 
 Intent params of all handlers here: {"container": name in the tree, "rootfs": host path, "mounts": [{"index": N,
 "source": host path, "readonly": bool, "recursive": bool, "options": [OCI mount options]}], "cgroups_path":
-`linux.cgroupsPath` or ""}. Only "container" and "cgroups_path" matter for taking away.
+`linux.cgroupsPath` or "", "systemd_cgroup": True if systemd has made it}. Only "container" and the last two matter for
+taking away.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 
 import trio
 
-from kata_fsm import errors
+from kata_fsm import errors, systemd
 from kata_fsm.effects import cgroup, mounts, tree
 from kata_fsm.effects.bounded import Bounded, Enter
 from kata_fsm.effects.placement import Placement
@@ -122,6 +123,16 @@ def staged(top: str, params: Mapping[str, Any]) -> bool:
     return all(bind.target in points for bind in plan(real, params))
 
 
+def _let_go(unit: str) -> str:
+    """Tell systemd that a scope of ours is over. It notices by itself when a cgroup becomes empty, unless that is removed
+    before it has looked; then the unit would stay for ever. Answers the unit, or why systemd was not told."""
+    try:
+        systemd.stop_unit(unit)
+    except errors.WorldError as error:  # nothing of ours is in it any more
+        return error.message
+    return unit
+
+
 def _seen(bind: Bind, enter: Enter) -> dict[str, object]:
     """A bind that is there, as `_bind_one` answers it."""
     enter(bind.target)
@@ -149,7 +160,11 @@ class _ContainerHandler:
             path = self._cgroup(intent)
         except errors.EffectError:
             return result  # a path that was refused when it was asked for: nothing was made
-        return {**result, "cgroups": await cgroup.remove(path, self.paths.uid)}
+        removed = await cgroup.remove(path, self.paths.uid)
+        scope = cgroup.scope_of(str(intent.params["cgroups_path"])) if intent.params.get("systemd_cgroup") else None
+        if scope is None or removed["foreign"]:
+            return {**result, "cgroups": removed}
+        return {**result, "cgroups": removed, "scope": await trio.to_thread.run_sync(_let_go, scope[1])}
 
 
 class ContainerPrepare(_ContainerHandler):

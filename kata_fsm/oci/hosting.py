@@ -3,11 +3,11 @@
 
 A container's limits hold in the guest, for the container alone. Around the machine the same numbers would be wrong: there
 they stop what serves all containers, too. So the pod has limits of its own, which this module derives from those of its
-living containers. A sandbox's own container that exists only to hold the pod (Kubernetes' pause) asks for nothing.
+living containers. Of a container that exists only to hold the pod (Kubernetes' pause) the sets alone count.
 
     processors, nodes   the union of the sets that are named; a container that names none runs where the others may
     shares              the sum, where any container names them; one that does not counts as the kernel's 1024
-    quota               the sum and `HOST_CPU_ROOM_US`, if every container has one: otherwise the pod has none
+    quota               the sum and room beside it, if every container has one: otherwise the pod has none
     memory              the machine's and room beside it, if every container has a limit, whatever that is: the machine
                         was sized by it, and cannot shrink
     weight of I/O       the sum, at most 1000, if every container names one
@@ -19,12 +19,14 @@ swapped out is bounded by its size, and a limit would make a kill of what is slo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
 from kata_fsm.limits import (
     HOST_CPU_PERIOD_US,
+    HOST_CPU_ROOM_PART,
     HOST_CPU_ROOM_US,
     HOST_MEMORY_FILES_MIB_MAX,
     HOST_MEMORY_FILES_TIMES,
@@ -89,13 +91,19 @@ def merged(known: Mapping[str, Any], change: Mapping[str, Any]) -> Asked:
     return {name: value for name, value in both.items() if isinstance(value, str) or value > 0}
 
 
-def for_pod(containers: Iterable[Mapping[str, Any]], *, memory_mib: int, overhead_mib: int) -> Limits:
+def for_pod(
+    containers: Iterable[Mapping[str, Any]],
+    *,
+    memory_mib: int,
+    overhead_mib: int,
+    holder: Mapping[str, Any] = MappingProxyType({}),
+) -> Limits:
     """The pod's limits from what its living containers ask for. `memory_mib`: the machine's; without an overhead the
-    machine's memory is not limited."""
+    machine's memory is not limited. `holder`: what the container asks for that only holds the pod, if there is one."""
     each = list(containers)
     return Limits(
-        cpus=_union(each, "cpus"),
-        mems=_union(each, "mems"),
+        cpus=_union([*each, holder], "cpus"),
+        mems=_union([*each, holder], "mems"),
         shares=_shares(each),
         quota=_quota(each),
         memory=_memory(memory_mib, overhead_mib) if overhead_mib and _all_have(each, "memory") else None,
@@ -130,7 +138,12 @@ def _quota(each: list[Mapping[str, Any]]) -> int | None:
     for one in each:
         period = int(one["period"]) if _has(one, "period") else _PERIOD_USUAL_US
         wanted += -(-int(one["quota"]) * HOST_CPU_PERIOD_US // period)
-    return wanted + HOST_CPU_ROOM_US
+    return with_room(wanted)
+
+
+def with_room(quota: int) -> int:
+    """A quota for the machine that leaves its containers that much."""
+    return quota + quota // HOST_CPU_ROOM_PART + HOST_CPU_ROOM_US
 
 
 def _memory(memory_mib: int, overhead_mib: int) -> int:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.limits import HOST_MEMORY_OVERHEAD_MIB
@@ -19,22 +19,19 @@ if TYPE_CHECKING:
 def limits_of(pod: Pod) -> hosting.Limits:
     """The limits of its living containers together. The first one counts before anything is done, as its machine is born."""
     config = pod.sandbox.facts.get("config") or {}
-    asked = [
-        asked_by(unit)
+    living = {
+        subject: asked_by(unit)
         for subject, unit in pod.containers.items()
-        if (unit.state in container.LIVING or (subject == pod.id and unit.state == container.DECLARED))
-        and not _holds_the_pod(pod, config, subject)
-    ]
-    memory_mib = int((config.get("hypervisor") or {}).get("memory_mib") or HypervisorSettings().memory_mib)
+        if unit.state in container.LIVING or (subject == pod.id and unit.state == container.DECLARED)
+    }
+    holder = living.pop(pod.id, {}) if config.get("kind") == sandbox.SANDBOX else {}
     overhead = config.get("memory_overhead_mib")
     return hosting.for_pod(
-        asked, memory_mib=memory_mib, overhead_mib=HOST_MEMORY_OVERHEAD_MIB if overhead is None else int(overhead)
+        living.values(),
+        memory_mib=int((config.get("hypervisor") or {}).get("memory_mib") or HypervisorSettings().memory_mib),
+        overhead_mib=HOST_MEMORY_OVERHEAD_MIB if overhead is None else int(overhead),
+        holder=holder,
     )
-
-
-def _holds_the_pod(pod: Pod, config: dict[str, Any], subject: str) -> bool:
-    """Whether it is there for the others' sake only."""
-    return subject == pod.id and config.get("kind") == sandbox.SANDBOX
 
 
 def concerning(asked: hosting.Asked, unheld: Iterable[str]) -> list[str]:

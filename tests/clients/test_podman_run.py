@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kata_fsm.limits import HOST_CPU_ROOM_US
+from kata_fsm.oci.hosting import with_room
 from tests.support.engines import Podman, Typist
 from tests.support.kata import wait_until
 
@@ -124,13 +124,13 @@ def test_limits_hold_on_the_host(podman: Podman) -> None:
     def found() -> list[str]:
         return [limited(qemu, name) for name in ("cpuset.cpus", "cpuset.mems", "cpu.shares", "cpu.cfs_quota_us")]
 
-    assert found() == ["0", "0", "300", str(50000 + HOST_CPU_ROOM_US)]
+    assert found() == ["0", "0", "300", str(with_room(50000))]
     memory = int(limited(qemu, "memory.limit_in_bytes"))
     assert 600 << 20 < memory < 4 << 30, "the machine's memory, and room"
     assert "Cpus_allowed_list:\t0\n" in Path(f"/proc/{qemu}/status").read_text()
     every = Path("/sys/fs/cgroup/cpuset/cpuset.cpus").read_text().strip()
     podman("update", "--memory=96m", "--cpus=0.7", f"--cpuset-cpus={every}", "--cpu-shares=400", "box")
-    assert found() == [every, "0", "400", str(70000 + HOST_CPU_ROOM_US)]
+    assert found() == [every, "0", "400", str(with_room(70000))]
     assert int(limited(qemu, "memory.limit_in_bytes")) == memory, "the machine is as large as before"
     assert podman("exec", "box", "echo", "alive").stdout == "alive\n"
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from kata_fsm.effects import cgroup
-from kata_fsm.limits import HOST_CPU_ROOM_US
-from kata_fsm.oci.hosting import for_pod
+from kata_fsm.oci.hosting import for_pod, with_room
 from kata_fsm.testing.bundle import config
 from tests.support.kata import LIMIT_S, Kata, exists, wait_until
 
@@ -57,7 +56,7 @@ def test_the_limits_of_one_container(kata: Kata) -> None:
         names = ("cpuset.cpus", "cpuset.mems", "cpu.shares", "cpu.cfs_quota_us", "memory.limit_in_bytes")
         return tuple(read(path, name) for name in names)
 
-    first = ("0", "0", "512", str(50000 + HOST_CPU_ROOM_US), str(memory_for(256 + 64)))
+    first = ("0", "0", "512", str(with_room(50000)), str(memory_for(256 + 64)))
     assert found() == first
     (qemu,) = kata.processes("qemu-system")
     assert "Cpus_allowed_list:\t0\n" in Path(f"/proc/{qemu}/status").read_text()
@@ -70,7 +69,7 @@ def test_the_limits_of_one_container(kata: Kata) -> None:
 
     every = cgroup_text("cpuset.cpus")
     kata("update", "--cpuset-cpus", every, "--cpu-share", "300", "--cpu-quota", "70000", "box")
-    assert found()[:4] == (every, "0", "300", str(70000 + HOST_CPU_ROOM_US))
+    assert found()[:4] == (every, "0", "300", str(with_room(70000)))
     kata("update", "--memory", "-1", "--cpu-quota", "-1", "box")
     assert found()[3] == "-1"
     assert int(found()[4]) > NONE
@@ -112,15 +111,15 @@ def test_a_pod_has_the_limits_of_its_living_containers(kata: Kata) -> None:
         return read(path, "cpu.shares"), read(path, "cpuset.cpus"), read(path, "cpu.cfs_quota_us"), limited
 
     add("one", cpu={"shares": 512, "quota": 20000, "period": 50000, "cpus": "0"}, memory={"limit": 32 << 20})
-    assert found() == ("512", "0", str(40000 + HOST_CPU_ROOM_US), True)
+    assert found() == ("512", "0", str(with_room(40000)), True)
     add("two", cpu={"shares": 100, "quota": 30000, "cpus": every}, memory={"limit": 16 << 20})
-    assert found() == ("612", every, str(70000 + HOST_CPU_ROOM_US), True)
+    assert found() == ("612", every, str(with_room(70000)), True)
     add("free")
     assert found() == (str(612 + 1024), every, "-1", False)
     kata("delete", "--force", "free")
-    assert found() == ("612", every, str(70000 + HOST_CPU_ROOM_US), True)
+    assert found() == ("612", every, str(with_room(70000)), True)
     kata("kill", "two", "KILL")
-    wait_until(lambda: found() == ("512", "0", str(40000 + HOST_CPU_ROOM_US), True), "what has ended counts no more")
+    wait_until(lambda: found() == ("512", "0", str(with_room(40000)), True), "what has ended counts no more")
     for name in ("two", "one", "pod"):
         kata("delete", "--force", name)
 
@@ -175,7 +174,7 @@ def test_a_quota_above_that_is_tighter_stays_the_one(kata: Kata) -> None:
         kata.detached("box", kata.bundle("b", *SLEEP, linux=limited))
         assert read(f"{above}/box", "cpu.cfs_quota_us") == "-1"
         kata("update", "--cpu-quota", "10000", "box")
-        assert read(f"{above}/box", "cpu.cfs_quota_us") == str(10000 + HOST_CPU_ROOM_US)
+        assert read(f"{above}/box", "cpu.cfs_quota_us") == str(with_room(10000))
         kata("update", "--cpu-quota", "50000", "box")
         assert read(f"{above}/box", "cpu.cfs_quota_us") == "-1"
         Path(f"/sys/fs/cgroup/cpu{above}/cpu.cfs_quota_us").write_text("110000")

@@ -110,6 +110,18 @@ def test_limits_are_marshalled(at: Path) -> None:
         assert body[end + -end % size :].startswith(data)
 
 
+def test_a_unit_is_let_go_of_once(at: Path) -> None:
+    for answer in (reply(2, 2, [(8, "g", "o")]), refusal(systemd.UNKNOWN, "not loaded")):
+        with answering(at, lambda there, answer=answer: there.sendall(answer), b"replace"):
+            systemd.stop_unit("a.scope")
+        at.unlink()
+    with (
+        answering(at, lambda there: there.sendall(refusal("org.example.No", "not now")), b"replace"),
+        pytest.raises(WorldError, match="not now"),
+    ):
+        systemd.stop_unit("a.scope")
+
+
 def test_limits_that_are_refused(at: Path) -> None:
     with (
         answering(at, lambda there: there.sendall(refusal("org.example.No", "no such property")), b"CPUWeight"),

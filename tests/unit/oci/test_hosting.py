@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from kata_fsm.limits import HOST_CPU_PERIOD_US, HOST_CPU_ROOM_US
-from kata_fsm.oci.hosting import Limits, asked, for_pod, merged
+from kata_fsm.limits import HOST_CPU_PERIOD_US
+from kata_fsm.oci.hosting import Limits, asked, for_pod, merged, with_room
 from kata_fsm.oci.spec import Resources
 
 MIB = 1 << 20
@@ -74,6 +74,16 @@ def test_sets_are_united(sets: list[str | None], union: str) -> None:
         assert found == Limits(**{name: union})
 
 
+def test_of_who_only_holds_the_pod_the_sets_count() -> None:
+    pause = {"cpus": "3", "mems": "1", "shares": 2}
+    assert for_pod([], memory_mib=256, overhead_mib=512, holder=pause) == Limits(cpus="3", mems="1")
+    one = {"cpus": "0", "quota": 50000, "memory": 5}
+    found = for_pod([one], memory_mib=256, overhead_mib=512, holder=pause)
+    assert (found.cpus, found.mems, found.shares) == ("0,3", "1", None)
+    assert found.quota == with_room(50000)
+    assert found.memory
+
+
 @pytest.mark.parametrize(
     ("shares", "total"),
     [
@@ -105,7 +115,8 @@ def test_quotas_are_added_with_room(quotas: list[tuple[int, int | None] | None],
     each: list[dict[str, Any]] = [
         {} if one is None else {"quota": one[0], **({"period": one[1]} if one[1] else {})} for one in quotas
     ]
-    assert pod(*each).quota == (None if total is None else total + HOST_CPU_ROOM_US)
+    assert pod(*each).quota == (None if total is None else with_room(total))
+    assert (with_room(0), with_room(50000)) == (100000, 175000)
 
 
 def test_memory_is_the_machines_and_room() -> None:

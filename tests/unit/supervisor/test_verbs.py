@@ -224,14 +224,14 @@ async def test_an_update_that_the_guest_refuses_limits_nothing_on_the_host(house
     peer.script["UpdateContainer"] = refuse
     reply = await house.ask("update", container=BOX, resources={"cpu": {"shares": 700, "quota": -1}})
     assert reply["error"]["message"] == "too much"
-    first = Limits(shares=512, quota=120000)
+    first = Limits(shares=512, quota=130000)
     assert limited == [first, Limits(shares=700), first]
     assert limits_of(house.runtime.pod) == first
 
     asked = len(peer.called("UpdateContainer"))
     await house.ask("update", container=BOX, resources={"cpu": {"cpus": "0"}})
     assert len(peer.called("UpdateContainer")) == asked, "the guest has nothing to do with it"
-    assert limits_of(house.runtime.pod) == Limits(shares=512, quota=120000, cpus="0")
+    assert limits_of(house.runtime.pod) == Limits(shares=512, quota=130000, cpus="0")
 
 
 async def test_an_update_that_the_host_refuses_does_not_reach_the_guest(house: House, peer: AgentPeer) -> None:
