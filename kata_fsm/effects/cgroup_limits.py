@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from kata_fsm import errors
 from kata_fsm.effects.cgroup import Hierarchy
 from kata_fsm.limits import HOST_CPU_PERIOD_US
+from kata_fsm.oci import cpusets
 from kata_fsm.oci.hosting import FIELDS, IO_WEIGHT_MIN, SHARES_MIN, Limits
 
 LIMITS_MARK = "trusted.kata-fsm.limits"  # the names of the files in a directory that we have written, with commas
@@ -127,6 +128,8 @@ def _set(place: Place, knob: Knob, value: Any) -> dict[str, str]:
         if knob.name == "memory":
             _require_room(place, text)
         _write(path, text)
+        if value is not None and knob.name in ("cpus", "mems") and place.hierarchy.unified:
+            _require_effective(path, text)
         if value is None:
             _mark(place.directory, ours - {knob.file})
     except OSError as error:
@@ -183,6 +186,15 @@ def _require_room(place: Place, text: str) -> None:
         rows = dict(line.split() for line in file)
     if used - int(rows.get("inactive_file", 0)) - int(rows.get("active_file", 0)) > int(text):
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+
+def _require_effective(path: str, text: str) -> None:
+    """Raise `OSError` unless a set of cgroup v2 is in force as it was written. The kernel takes any: of one that the cgroup
+    above does not allow it applies what is left, or if nothing is, all of that one's. Cgroup v1 refuses it by itself."""
+    effective = _read(f"{path}.effective")
+    if not effective or cpusets.parse(effective) != cpusets.parse(text):
+        _write(path, "\n")
+        raise PermissionError(errno.EACCES, f"only `{effective}` of it would be in force")
 
 
 def _marked(directory: str) -> frozenset[str]:
@@ -244,7 +256,5 @@ def systemds(limits: Limits, *, unified: bool) -> list[tuple[str, str, Any]]:
 
 def _bits(text: str | None) -> bytes:
     """A set as systemd's bus has it: one bit for each number, the lowest byte first; nothing means unset."""
-    from kata_fsm.oci import cpusets
-
     whole = sum(1 << number for number in cpusets.parse(text)) if text else 0
     return whole.to_bytes((whole.bit_length() + 7) // 8, "little")

@@ -39,6 +39,12 @@ print(cgroup_limits.apply([place], Limits(cpus="0", mems="0", shares=512, quota=
 done = cgroup_limits.apply([place], Limits(io_weight=500))
 print(done.unheld, sorted(item for item in done.written.items() if "io." in item[0]))
 says(*names)
+open(top + "/above/cpuset.cpus", "w").write("0")
+try:
+    cgroup_limits.apply([place], Limits(cpus="1"))
+except EffectError as error:
+    print(error.message.split(":")[-1], error.hint)
+says("cpuset.cpus")
 hog = "import os, sys; b = bytearray(24 << 20); print('up', flush=True); sys.stdin.read()"
 held = subprocess.Popen(["sh", "-c", f"echo $$ >{directory}/cgroup.procs; exec {sys.executable} -IS -c \\"{hog}\\""],
     stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -68,13 +74,18 @@ def test_version_2(kata: Kata) -> None:
         if Path(path).exists()
     ]
     made["mounts"].append({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["rw"]})
-    said = kata("run", "--bundle", str(kata.bundle("b", **made)), "c1").stdout.splitlines()
+    (kata.base / "c.toml").write_text("[hypervisor.qemu]\ndefault_vcpus = 2\n")
+    said = kata(
+        "--config", str(kata.base / "c.toml"), "run", "--bundle", str(kata.bundle("b", **made)), "c1"
+    ).stdout.splitlines()
     assert said == [
         "['cpu.max', 'cpu.weight', 'cpuset.cpus', 'cpuset.mems', 'memory.max'] {}",
         f"0|0|20|150000 100000|{64 << 20}",
         "{}",
         "{} [('/sys/fs/cgroup/above/box/io.weight', '4950')]",
         "-|-|100|max 100000|max",
+        " only `0` of it would be in force the cgroup above allows fewer",
+        "-",
         "`linux.resources.memory.limit` cannot be applied on the host the machine's processes use more already",
         "max",
         "None",

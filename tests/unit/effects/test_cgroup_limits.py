@@ -30,6 +30,8 @@ V1 = {
 V2 = {
     "cpuset.cpus": "",
     "cpuset.mems": "",
+    "cpuset.cpus.effective": "0-1",
+    "cpuset.mems.effective": "0",
     "cpu.weight": "100",
     "cpu.max": "max 100000",
     "memory.max": "max",
@@ -162,6 +164,16 @@ def test_memory_in_use_is_never_taken_away(v2: Fake) -> None:
     assert v2.says("memory.max") == "800"
     apply([v2.place], Limits())
     assert v2.says("memory.max") == "max"
+
+
+def test_a_set_that_would_not_be_in_force_is_refused(v2: Fake) -> None:
+    """The kernel of version 2 takes any set, and applies another one."""
+    with pytest.raises(
+        errors.EffectError, match=r"`linux.resources.cpu.cpus` .*: only `0-1` of it would be in force"
+    ) as told:
+        apply([v2.place], Limits(cpus="1-2"))
+    assert told.value.hint == "the cgroup above allows fewer"
+    assert v2.says("cpuset.cpus") == ""
 
 
 def test_a_file_that_refuses_is_an_error_that_names_the_field(v1: Fake) -> None:
