@@ -47,7 +47,7 @@ async def update(server: Server, _: Channel, request: Request) -> Reply:
             if in_guest or not resources:
                 await _update_guest(server, container_id, in_guest)
         except EffectError as error:
-            await runtime.submit(UpdateUndone(container_id, before))
+            await runtime.report(UpdateUndone(container_id, before))
             body = {"subject": container_id, "ok": False, "message": error.message}
             try:
                 await _limit(server)
