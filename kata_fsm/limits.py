@@ -95,6 +95,24 @@ CGROUP_POLL_S = 0.01
 CGROUP_RETRIES = 5
 SYSTEMD_REPLY_S = 10.0  # for systemd's answer when it is asked for a scope
 
+# What a pod's limits on the host leave its machine beside what the containers were given (`oci.hosting`). The kernel counts
+# processor time in each period. What QEMU's other threads, virtiofsd, the supervisor and shims take grows with what a
+# workload asks for: up to 0.38 of what its processors take (measured under TCG: files and output as fast as they go), so
+# half. One processor more is for what does not depend on it: the guest's kernel, its boot, its agent. Without this they
+# would be stopped for what the workload has used.
+HOST_CPU_PERIOD_US = 100_000
+HOST_CPU_ROOM_US = 100_000
+HOST_CPU_ROOM_PART = 2
+# Memory: a fixed part (the setting `host_memory_overhead`; measured under TCG, at work: QEMU 170 MiB, most of it translated
+# code, which is bounded by 128, supervisor 40, virtiofsd and a shim 10, and 5 for each further exec). Then what grows with
+# the guest's: page tables in QEMU and virtiofsd and the kernel's index of it, 0.7 % together; and what the kernel keeps of
+# the files that virtiofsd holds open because the guest remembers them. A file takes 1 KiB of the guest's memory and up to
+# 2.4 of the host's (measured: 1.5 on ext4, 2.4 on overlayfs), and virtiofsd opens a million at most.
+HOST_MEMORY_OVERHEAD_MIB = 512
+HOST_MEMORY_TABLES_PART = 64
+HOST_MEMORY_FILES_TIMES = 2.5
+HOST_MEMORY_FILES_MIB_MAX = 2560
+
 # A mount, an unmount or a look at a file takes milliseconds, or waits for a server that is gone and never ends.
 HOST_CALL_S = 30.0
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asking systemd for a scope: a cgroup with processes that somebody else started (org.freedesktop.systemd1(5)).
+"""Asking systemd for a scope, a cgroup with processes that somebody else started, for its limits and for its end
+(org.freedesktop.systemd1(5)).
 
-One method of one service is called, so this speaks just as much D-Bus as that takes (the D-Bus specification, version 0.41:
-little-endian, types s o b u and arrays and variants of them). Root's own socket of systemd is tried first: it needs no bus.
+Three methods of one service are called, so this speaks just as much D-Bus as that takes (the D-Bus specification, version
+0.41: little-endian, types s o b u t and arrays and variants of them). Root's own socket of systemd is tried first: it needs
+no bus.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 PRIVATE_SOCKET = "/run/systemd/private"
 BUS_SOCKET = "/run/dbus/system_bus_socket"
 EXISTS = "org.freedesktop.systemd1.UnitExists"
+UNKNOWN = "org.freedesktop.systemd1.NoSuchUnit"
 
 _CALL, _RETURN, _ERROR = 1, 2, 3
 _PATH, _INTERFACE, _MEMBER, _ERROR_NAME, _DESTINATION, _SIGNATURE = 1, 2, 3, 4, 6, 8
@@ -33,6 +36,7 @@ class Refused(WorldError):
     def __init__(self, name: str, message: str) -> None:
         super().__init__(f"systemd refuses the scope: {message or name}")
         self.name = name
+        self.said = message or name
 
 
 def booted() -> bool:
@@ -72,6 +76,35 @@ def start_scope(unit: str, slice_name: str, pid: int) -> bool:
     return True
 
 
+def set_properties(unit: str, properties: list[tuple[str, str, Any]]) -> None:
+    """Change (name, type, value) of a unit while it lives, and no longer. Raises `WorldError`."""
+    body = Body()
+    body.string(unit)
+    body.number(True)  # until the unit is gone: nothing is kept on disk
+
+    def write_properties() -> None:
+        for each in properties:
+            body.property(*each)
+
+    body.array(8, write_properties)
+    try:
+        _call("SetUnitProperties", "sba(sv)", bytes(body.data))
+    except Refused as refused:
+        raise WorldError(f"systemd refuses the limits of `{unit}`: {refused.said}") from refused
+
+
+def stop_unit(unit: str) -> None:
+    """Let a unit go, if there is one of that name, with what is in it. Raises `WorldError`."""
+    body = Body()
+    body.string(unit)
+    body.string("replace")
+    try:
+        _call("StopUnit", "ss", bytes(body.data))
+    except Refused as refused:
+        if refused.name != UNKNOWN:
+            raise
+
+
 class Body:
     """Values, marshalled one after the other."""
 
@@ -86,6 +119,15 @@ class Body:
         """A `u`, or a `b`."""
         self.pad(4)
         self.data += struct.pack("<I", value)
+
+    def long_number(self, value: int) -> None:
+        """A `t`."""
+        self.pad(8)
+        self.data += struct.pack("<Q", value)
+
+    def octets(self, value: bytes) -> None:
+        """What an `ay` holds."""
+        self.data += value
 
     def numbers(self, values: list[int]) -> None:
         """What an `au` holds."""
@@ -118,7 +160,7 @@ class Body:
         self.variant(kind, value)
 
     def variant(self, kind: str, value: Any) -> None:
-        """A `v` of type `s`, `o`, `g`, `b`, `u` or `au`."""
+        """A `v` of type `s`, `o`, `g`, `b`, `u`, `t`, `au` or `ay`."""
         self.signature(kind)
         if kind in ("s", "o"):
             self.string(value)
@@ -126,6 +168,10 @@ class Body:
             self.signature(value)
         elif kind == "au":
             self.array(4, lambda: self.numbers(value))
+        elif kind == "ay":
+            self.array(1, lambda: self.octets(value))
+        elif kind == "t":
+            self.long_number(value)
         else:
             self.number(int(value))
 

@@ -23,11 +23,17 @@ from kata_fsm.cli.context import Context
 from kata_fsm.cli.log import rfc3339
 from kata_fsm.cli.sharing import name_target
 from kata_fsm.config.load import load as load_config
-from kata_fsm.config.settings import Settings, create_timeout_s, hypervisor_settings, kernel_modules
+from kata_fsm.config.settings import (
+    Settings,
+    create_timeout_s,
+    hypervisor_settings,
+    kernel_modules,
+    memory_overhead_mib,
+)
 from kata_fsm.control import Connection, raise_error
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.errors import CallerError, KataFsmError, SpecError, SupervisorGone, UsageError, WorldError
-from kata_fsm.oci import guest, sizing
+from kata_fsm.oci import guest, hosting, sizing
 from kata_fsm.oci.check import check
 from kata_fsm.oci.names import check_id, sha256_hex
 from kata_fsm.oci.redact import redacted
@@ -155,6 +161,7 @@ def container_message(context: Context, request: Request, loaded: Loaded, adapte
         "rootfs_readonly": bool(loaded.spec.root and loaded.spec.root.readonly),
         "binds": msgspec.to_builtins(adapted.binds),
         **_cgroup(context, request.id, adapted),
+        **_limits(loaded),
         "terminal": loaded.terminal,
         "annotations": dict(loaded.annotations),
         "args": redacted(process.args or [] if process else []),
@@ -184,6 +191,13 @@ def _cgroup(context: Context, container_id: str, adapted: guest.Adapted) -> dict
     return {"cgroups_path": path, "systemd_cgroup": True}
 
 
+def _limits(loaded: Loaded) -> dict[str, Any]:
+    """What it asks of the host's processes, if anything."""
+    resources = loaded.spec.linux.resources if loaded.spec.linux else None
+    found = hosting.merged({}, hosting.asked(resources))
+    return {"limits": found} if found else {}
+
+
 def _hooks(request: Request, loaded: Loaded) -> dict[str, Any]:
     """The hooks that run on the host, and what is the same in every state document they are given; not recorded either."""
     given = loaded.document.get("hooks") or {}
@@ -208,6 +222,7 @@ def sandbox_message(
         **_cgroup(context, place.sandbox, adapted),
         "root": os.path.realpath(context.root),
         "hypervisor": _machine(context, settings, loaded),
+        "memory_overhead_mib": memory_overhead_mib(settings),
         "config_origin": settings.origin,
         "config_drop_ins": list(settings.drop_ins),
         "config_annotations": settings.annotations,

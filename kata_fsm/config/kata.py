@@ -135,7 +135,11 @@ HYPERVISOR: dict[str, Known] = {
         root_hash="",
     ),
     **_keys(_CONFIDENTIAL, measurement_algo=("sha512", "sha384", "sha256", "")),
-    **_keys("what QEMU itself takes is measured", overhead_vcpus=0, overhead_memory=0),
+    **_keys(
+        "what a machine takes beside its guest is measured; `runtime.host_memory_overhead` leaves it room on the host",
+        overhead_vcpus=0,
+        overhead_memory=0,
+    ),
 }
 
 _FIXED_TIMES = "the limits of calls to the agent are fixed"

@@ -212,6 +212,14 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     create_container_timeout: Annotated[Positive | None, _about("As that of `[agent.kata]`, over which it goes.")] = (
         None
     )
+    host_memory_overhead: Annotated[
+        Annotated[int, msgspec.Meta(ge=0)] | None,
+        _about(
+            "MiB that the host's limit of memory, which a sandbox has when all its containers have one, leaves QEMU, "
+            "virtiofsd, the supervisor and shims beside the guest's memory. What the host's kernel needs for them grows "
+            "with that memory and is added. 0: the host does not limit memory. (A key of our own.)"
+        ),
+    ] = None
 
 
 SECTIONS: dict[tuple[str, ...], type[msgspec.Struct]] = {
@@ -234,6 +242,7 @@ BUILT_IN: dict[str, Any] = {
     "agent.kata.dial_timeout": 60,
     "agent.kata.create_container_timeout": 60,
     "runtime.create_container_timeout": 60,
+    "runtime.host_memory_overhead": limits.HOST_MEMORY_OVERHEAD_MIB,
 }
 """What an empty or absent setting comes to, where it is not the empty value itself."""
 
@@ -352,6 +361,12 @@ def create_timeout_s(settings: Settings) -> int | None:
     """Seconds that making a container in the guest may take; None: as by default."""
     wanted = settings.runtime.create_container_timeout or settings.agent.create_container_timeout
     return wanted and min(wanted, limits.CREATE_TIMEOUT_S_MAX)
+
+
+def memory_overhead_mib(settings: Settings) -> int:
+    """MiB beside the guest's memory; 0: the host does not limit it."""
+    given = settings.runtime.host_memory_overhead
+    return limits.HOST_MEMORY_OVERHEAD_MIB if given is None else given
 
 
 def kernel_modules(settings: Settings) -> list[dict[str, Any]]:

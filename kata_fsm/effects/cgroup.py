@@ -2,9 +2,10 @@
 """Host cgroups of a container: where engines look for its pid, its statistics and its end.
 
 The container's resources are limited inside the guest; on the host, the cgroup that `linux.cgroupsPath` names holds the
-shim. It is made in every hierarchy of cgroup v1, and in the unified one, whatever the host has. Every directory that we
-make is marked with an extended attribute, so that removal needs no memory: a marked directory is ours, any other was
-there before. A hierarchy that refuses is recorded and never an error: an engine works with those that it finds.
+shim, and the first one's the machine, which the pod's limits are around (`cgroup_limits`). It is made in every hierarchy of
+cgroup v1, and in the unified one, whatever the host has. Every directory that we make is marked with an extended attribute,
+so that removal needs no memory: a marked directory is ours, any other was there before. A hierarchy that refuses is recorded
+and never an error: an engine works with those that it finds.
 """
 
 from __future__ import annotations

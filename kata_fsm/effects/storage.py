@@ -9,7 +9,8 @@ sees the tree read-only, each bind as writable as its mount is.
 
 Intent params of all handlers here: {"container": name in the tree, "rootfs": host path, "mounts": [{"index": N,
 "source": host path, "readonly": bool, "recursive": bool, "options": [OCI mount options]}], "cgroups_path":
-`linux.cgroupsPath` or ""}. Only "container" and "cgroups_path" matter for taking away.
+`linux.cgroupsPath` or "", "systemd_cgroup": True if systemd has made it}. Only "container" and the last two matter for
+taking away.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from typing import Any, NamedTuple
 
 import trio
 
-from kata_fsm import errors
+from kata_fsm import errors, systemd
 from kata_fsm.effects import cgroup, mounts, tree
 from kata_fsm.effects.bounded import Bounded, Enter
+from kata_fsm.effects.placement import Placement
 from kata_fsm.effects.protocols import Intent, Observed
 from kata_fsm.world import Paths
 
@@ -121,6 +123,16 @@ def staged(top: str, params: Mapping[str, Any]) -> bool:
     return all(bind.target in points for bind in plan(real, params))
 
 
+def _let_go(unit: str) -> str:
+    """Tell systemd that a scope of ours is over. It notices by itself when a cgroup becomes empty, unless that is removed
+    before it has looked; then the unit would stay for ever. Answers the unit, or why systemd was not told."""
+    try:
+        systemd.stop_unit(unit)
+    except errors.WorldError as error:  # nothing of ours is in it any more
+        return error.message
+    return unit
+
+
 def _seen(bind: Bind, enter: Enter) -> dict[str, object]:
     """A bind that is there, as `_bind_one` answers it."""
     enter(bind.target)
@@ -129,8 +141,9 @@ def _seen(bind: Bind, enter: Enter) -> dict[str, object]:
 
 
 class _ContainerHandler:
-    def __init__(self, paths: Paths) -> None:
+    def __init__(self, paths: Paths, place: Placement | None = None) -> None:
         self.paths = paths
+        self.place = place or Placement(paths.uid, {})
 
     def _cgroup(self, intent: Intent) -> str:
         container = str(intent.params["container"])
@@ -147,14 +160,19 @@ class _ContainerHandler:
             path = self._cgroup(intent)
         except errors.EffectError:
             return result  # a path that was refused when it was asked for: nothing was made
-        return {**result, "cgroups": await cgroup.remove(path, self.paths.uid)}
+        removed = await cgroup.remove(path, self.paths.uid)
+        scope = cgroup.scope_of(str(intent.params["cgroups_path"])) if intent.params.get("systemd_cgroup") else None
+        if scope is None or removed["foreign"]:
+            return {**result, "cgroups": removed}
+        return {**result, "cgroups": removed, "scope": await trio.to_thread.run_sync(_let_go, scope[1])}
 
 
 class ContainerPrepare(_ContainerHandler):
-    """`container.prepare`: host cgroups, and the binds. Needs `share.prepare` done.
+    """`container.prepare`: host cgroups, the pod's limits with this container, and the binds. Needs `share.prepare` done.
 
     Result: {"tree": directory, "binds": [{"source", "target", "directory", "readonly"}], "cgroups": [{"hierarchy",
-    "path", "created"}], "refused": [{"hierarchy", "error"}]}; `cgroup.attach` puts a pid into those paths.
+    "path", "created"}], "refused": [{"hierarchy", "error"}], "limited" and "unheld" as `Placement.limit` answers them};
+    `cgroup.attach` puts a pid into those paths.
     """
 
     async def perform(self, intent: Intent) -> dict[str, Any]:
@@ -165,12 +183,13 @@ class ContainerPrepare(_ContainerHandler):
             raise errors.EffectError("share", f"the shared tree `{self.paths.shared}` is not there")
         cgroups = await trio.to_thread.run_sync(cgroup.create, path, self.paths.uid)
         try:
+            limited = await self.place.limit()
             task = Bounded("bind", f"binding what container `{intent.params['container']}` is to be shown")
             binds = await task.run(lambda: stage(top, intent.params, task.enter), late=lambda: unstage(top))
         except errors.EffectError:
             await cgroup.remove(path, self.paths.uid)
             raise
-        return {"tree": top, "binds": binds, **cgroups}
+        return {"tree": top, "binds": binds, **cgroups, **limited}
 
     async def probe(self, intent: Intent) -> Observed:
         """Done when every bind is mounted, for that comes last."""
@@ -188,11 +207,18 @@ class ContainerPrepare(_ContainerHandler):
 
 
 class ContainerUnstage(_ContainerHandler):
-    """`container.unstage`: the binds go, the cgroups stay (the shim is in them). Result: {"unmounted": [paths]}."""
+    """`container.unstage`: the binds go, and its part of the pod's limits; the cgroups stay (the shim is in them).
+
+    Result: {"unmounted": [paths]}, and what `Placement.limit` answers.
+    """
 
     async def perform(self, intent: Intent) -> dict[str, Any]:
         """Unmount in reverse and remove the places."""
-        return await self._unstage(intent)
+        try:
+            limited = await self.place.limit()
+        except errors.EffectError as error:  # limits that are too wide for the rest are no reason to keep this one
+            limited = {"limiting_failed": error.message}
+        return {**await self._unstage(intent), **limited}
 
     async def probe(self, intent: Intent) -> Observed:
         """Done when the container's tree is gone."""

@@ -8,7 +8,9 @@ its name and exit code, until somebody deletes it. A container that never came t
 deleted at once.
 
 `condemn` records that deletion was asked for while the container was still on its way down; `kill` is the forced way
-there. While an effect is outstanding an end of the init process waits for that effect's outcome, so that each
+there. `limit` records what the container is limited to from now on.
+
+While an effect is outstanding an end of the init process waits for that effect's outcome, so that each
 transitional state has exactly one way to be left per outcome; `abort` leaves them when the guest is gone.
 """
 
@@ -39,6 +41,9 @@ DELETED = "deleted"
 
 IN_GUEST = frozenset({CREATED, STARTING, RUNNING, PAUSING, PAUSED, RESUMING, KILLING, ENDING})
 """The guest holds it and its init process may be alive."""
+
+LIVING = frozenset({PREPARING, PREPARED, CREATING, STOPPED, REMOVING}) | IN_GUEST
+"""From its first effect to its last but one: what it is limited to counts, and is seen to when it begins and ends to."""
 
 RELEASED = frozenset({DEAD, DISCARDING, DELETED})
 """Nothing of it is left in the guest or in the shared tree."""
@@ -140,7 +145,11 @@ _ROWS: list[Row] = [
 TABLE = Table(
     "container",
     initial=ABSENT,
-    rows=[*_ROWS, *((state, "condemn", state) for state in _CONDEMNABLE)],
+    rows=[
+        *_ROWS,
+        *((state, "condemn", state) for state in _CONDEMNABLE),
+        *((state, "limit", state) for state in _CONDEMNABLE if state in IN_GUEST),
+    ],
     effects={
         PREPARING: "container.prepare",
         CREATING: "container.create",

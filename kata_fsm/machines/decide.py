@@ -51,6 +51,7 @@ from kata_fsm.machines.vocab import (
     Step,
     StopSandbox,
     Update,
+    UpdateUndone,
     VmDied,
 )
 
@@ -183,6 +184,8 @@ def _update(draw: _Draw, command: Update) -> None:
     state = _require_container(draw.pod, command.container)
     if state not in container.SIGNALABLE:
         raise _illegal("container", command.container, state, "update", f"Container {command.container} is not running")
+    if command.limits is not None:
+        draw.fire("container", "limit", command.container, {"limits": command.limits})
 
 
 def _delete(draw: _Draw, command: Delete) -> None:
@@ -351,6 +354,10 @@ def _decide_observation(pod: Pod, seen: Any) -> Step:
             draw.fire("process", "exited", subject, {"exit_code": believed, "cause": _plain(cause)})
         case Drained(subject, counted) if pod.unit("process", subject).state == process.EXITED:
             draw.fire("process", "drained", subject, {"delivered": counted} if counted else {})
+        case UpdateUndone(subject, limits) if "limit" in TABLES["container"].legal(
+            pod.unit("container", subject).state
+        ):
+            draw.fire("container", "limit", subject, {"limits": limits})
         case HostRebooted() if pod.sandbox.state in sandbox.LIVE:
             _reboot(draw)
     return draw.finish()

@@ -81,6 +81,7 @@ def _stage(_: Pod, subject: str, unit: Unit) -> Facts:
         "rootfs_readonly": bool(config.get("rootfs_readonly")),
         "mounts": config.get("binds", []),
         "cgroups_path": config.get("cgroups_path", ""),
+        **({"systemd_cgroup": True} if config.get("systemd_cgroup") else {}),
     }
 
 

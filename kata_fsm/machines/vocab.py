@@ -153,11 +153,13 @@ class Delete(msgspec.Struct, frozen=True, tag_field="do", tag="delete"):
     force: bool = False
 
 
-class Update(msgspec.Struct, frozen=True, tag_field="do", tag="update"):
-    """Change resources. Moves no machine."""
+class Update(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="do", tag="update"):
+    """Change resources. Moves no machine. `limits`: all that the container asks of the host from now on, as
+    `oci.hosting.Asked` has it; absent, as in older records, that is not known to change."""
 
     container: str
     resources: Facts
+    limits: Facts | None = None
 
 
 class ChangeNetwork(msgspec.Struct, frozen=True, tag_field="do", tag="change_network"):
@@ -261,7 +263,14 @@ class HostRebooted(msgspec.Struct, frozen=True, tag_field="saw", tag="host_reboo
     boot_id: str
 
 
-Observation = VmDied | ShareDied | AgentLost | ProcessExited | Drained | HostRebooted
+class UpdateUndone(msgspec.Struct, frozen=True, tag_field="saw", tag="update_undone"):
+    """An update was not done: the container asks of the host what it did before."""
+
+    container: str
+    limits: Facts
+
+
+Observation = VmDied | ShareDied | AgentLost | ProcessExited | Drained | HostRebooted | UpdateUndone
 
 Input = Command | Outcome | Observation
 

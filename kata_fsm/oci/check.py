@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a specification must say, and what it must not ask for, beyond its types. Pure, except where said.
+"""What a specification must say, and what it must not ask for, beyond its types. Looks at the host where said.
 
 Everything that cannot be done in a guest is refused by the name of its field: a container that runs without something it
 asked for is worse than one that does not run.
@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 
 from kata_fsm.errors import SpecError
-from kata_fsm.oci import fields
+from kata_fsm.oci import cpusets, fields
+from kata_fsm.oci.hosting import IO_WEIGHT_MAX, IO_WEIGHT_MIN
 from kata_fsm.oci.looking import answered
 from kata_fsm.oci.reading import fault
 from kata_fsm.oci.spec import (
@@ -169,12 +170,32 @@ def check_device(field: str, device: Device) -> None:
 
 
 def check_resources(resources: Resources, *, where: str = "config.json", prefix: str = "linux.resources") -> None:
-    """Refuse limits that are not numbers a kernel takes. Also used by `update`."""
+    """Refuse limits that are not numbers a kernel takes, and sets that the host does not have. Also used by `update`."""
     for name in ("limit", "reservation", "swap"):
         value = getattr(resources.memory, name, None) if resources.memory else None
         if value is not None and value < -1:
             raise fault(f"{prefix}.memory.{name}".lstrip("."), f"`{value}` is below -1 (unlimited)", where=where)
+    for name in ("cpus", "mems"):
+        wanted = getattr(resources.cpu, name, None) if resources.cpu else None
+        if wanted:
+            _check_set(f"{prefix}.cpu.{name}".lstrip("."), name, wanted, where)
+    weight = resources.block_io.weight if resources.block_io else None
+    if weight and not IO_WEIGHT_MIN <= weight <= IO_WEIGHT_MAX:
+        problem = f"`{weight}` is none of `{IO_WEIGHT_MIN}` to `{IO_WEIGHT_MAX}`"
+        raise fault(f"{prefix}.blockIO.weight".lstrip("."), problem, where=where)
     memory = resources.memory
     if memory and memory.limit and memory.swap and 0 < memory.swap < memory.limit:
         problem = f"`{memory.swap}` is below the memory limit `{memory.limit}`; it counts memory and swap together"
         raise fault(f"{prefix}.memory.swap".lstrip("."), problem, where=where)
+
+
+def _check_set(field: str, which: str, wanted: str, where: str) -> None:
+    try:
+        numbers = cpusets.parse(wanted)
+    except ValueError:
+        raise fault(field, f"`{wanted}` is no list of numbers", where=where, hint="legal is `0-3,7`") from None
+    there = cpusets.of_host(which)
+    missing = numbers - there if there is not None else frozenset()
+    if missing:
+        had = cpusets.text_of(there or frozenset())
+        raise fault(field, f"the host has `{had}`, and no `{cpusets.text_of(frozenset(missing))}`", where=where)

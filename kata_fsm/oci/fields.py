@@ -56,6 +56,7 @@ GUEST = frozenset(
 HOST = frozenset(
     [
         *("ociVersion", "root", "root.path", "hooks", "linux.cgroupsPath", "linux.namespaces[].path"),
+        *_under("linux.resources", "cpu.cpus cpu.mems blockIO blockIO.weight"),
         *_under("hooks", "prestart createRuntime poststart poststop"),
         *(
             f"hooks.{kind}[].{name}"
@@ -64,7 +65,8 @@ HOST = frozenset(
         ),
     ]
 )
-"""Used on the host (of namespaces' paths: the network's is joined there, and of others the sandbox's are meant)."""
+"""Used on the host (of namespaces' paths: the network's is joined there, and of others the sandbox's are meant). What limits
+both, as `linux.resources.cpu.shares` does, stands in `GUEST`; the host's part of it is `oci.hosting`."""
 
 
 class Refusal(NamedTuple):
@@ -104,7 +106,7 @@ REFUSED: dict[str, Refusal] = {
 """A container that runs without one of these would not be what was asked for."""
 
 _ELSEWHERE = "it is for another operating system"
-_NUMBERED = "the guest numbers its processors itself"
+_NO_DISKS = "the guest has no disks"
 
 IGNORED: dict[str, str] = {
     **dict.fromkeys(("windows", "solaris", "zos", "freebsd"), _ELSEWHERE),
@@ -114,12 +116,12 @@ IGNORED: dict[str, str] = {
     "process.selinuxLabel": "the guest has no SELinux",
     "linux.mountLabel": "the guest has no SELinux",
     "linux.seccomp.listenerMetadata": "there is no listener",
-    "linux.resources.blockIO": "the guest has no disks",
+    **dict.fromkeys(_under("linux.resources.blockIO", "leafWeight weightDevice"), _NO_DISKS),
+    **dict.fromkeys(_under("linux.resources.blockIO", "throttleReadBpsDevice throttleWriteBpsDevice"), _NO_DISKS),
+    **dict.fromkeys(_under("linux.resources.blockIO", "throttleReadIOPSDevice throttleWriteIOPSDevice"), _NO_DISKS),
     "linux.resources.network": "the network belongs to the host",
     "linux.resources.rdma": "the guest has no such device",
     "linux.resources.hugepageLimits": "the guest has no huge pages",
-    "linux.resources.cpu.cpus": _NUMBERED,
-    "linux.resources.cpu.mems": _NUMBERED,
     "linux.resources.memory.kernel": "no kernel limits that any more",
     "linux.resources.memory.kernelTCP": "no kernel limits that any more",
     "linux.resources.memory.swappiness": "the guest has no swap",

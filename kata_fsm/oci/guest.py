@@ -109,6 +109,7 @@ def adapt(loaded: Loaded, *, key: str, kind: str, look: Look = look_at_host, sec
     netns = _network(linux, kind)
     draft.resources(linux)
     draft.warnings += fields.take_out(draft.document)
+    draft.hosts()
     draft.root()
     draft.mounts(loaded.spec.mounts or [])
     draft.namespaces(linux)
@@ -240,6 +241,12 @@ class _Draft:
             return
         section["resources"] = clean_resources(section["resources"])
 
+    def hosts(self) -> None:
+        """What is for the host alone goes."""
+        section = self.section("linux")
+        if section.get("resources"):
+            section["resources"] = without_hosts(section["resources"])
+
     def capabilities(self) -> None:
         """They stay, crun goes without those that it does not know, and here that is said."""
         if self.process is not None:
@@ -290,3 +297,17 @@ def clean_resources(resources: Document) -> Document:
     if burst is not None:
         cleaned["unified"] = {"cpu.max.burst": str(burst), **cleaned.get("unified", {})}
     return {name: value for name, value in cleaned.items() if value != {}}
+
+
+_HOSTS = (("cpu", "cpus"), ("cpu", "mems"), ("blockIO", "weight"))
+
+
+def without_hosts(resources: Document) -> Document:
+    """Resources without what limits the host's processes alone (`hosting`): the guest has other processors and no disks."""
+    left: Document = {}
+    for name, value in resources.items():
+        hosts = [field for section, field in _HOSTS if section == name]
+        kept = {key: item for key, item in value.items() if key not in hosts} if hosts else value
+        if kept or not hosts:
+            left[name] = kept
+    return left

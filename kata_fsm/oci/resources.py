@@ -23,15 +23,15 @@ OPTIONS: dict[str, str] = {
     "cpu-share": "relative weight",
     "cpu-rt-period": "refused: the guest has no realtime groups",
     "cpu-rt-runtime": "refused: the guest has no realtime groups",
-    "cpuset-cpus": "refused: the guest numbers its processors itself",
-    "cpuset-mems": "refused: the guest numbers its memory nodes itself",
+    "cpuset-cpus": "processors of the host that the pod may use",
+    "cpuset-mems": "memory nodes of the host that the pod may use",
     "memory": "bytes, or with a suffix of b k m g t p; -1: no limit",
     "memory-reservation": "as --memory, for the soft limit",
     "memory-swap": "as --memory, for memory and swap together",
     "kernel-memory": "accepted and without effect, as in Linux 5.16 and runc",
     "kernel-memory-tcp": "accepted and without effect, as in runc",
     "pids-limit": "processes; -1: no limit",
-    "blkio-weight": "refused: the guest has no disks",
+    "blkio-weight": "relative weight of the pod's input and output on the host",
     "l3-cache-schema": "refused: resctrl belongs to the host",
     "mem-bw-schema": "refused: resctrl belongs to the host",
 }
@@ -46,7 +46,11 @@ _PLACES = {
     "memory-reservation": ("memory", "reservation"),
     "memory-swap": ("memory", "swap"),
     "pids-limit": ("pids", "limit"),
+    "cpuset-cpus": ("cpu", "cpus"),
+    "cpuset-mems": ("cpu", "mems"),
+    "blkio-weight": ("blockIO", "weight"),
 }
+_TEXTS = ("cpuset-cpus", "cpuset-mems")
 _SIZED = ("memory", "memory-reservation", "memory-swap")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(?:i?b)?\Z", re.IGNORECASE | re.ASCII)
 
@@ -79,7 +83,8 @@ def from_options(given: Mapping[str, str]) -> tuple[Document, list[str]]:
         if name in _IGNORED:
             continue
         section, field = _PLACES[name]
-        document.setdefault(section, {})[field] = bytes_of(text) if name in _SIZED else _number(name, text)
+        read = bytes_of(text) if name in _SIZED else text if name in _TEXTS else _number(name, text)
+        document.setdefault(section, {})[field] = read
     ignored = [f"update: `--{name}` has no effect" for name in _IGNORED if name in given]
     return _checked(document, "update"), ignored
 

@@ -2,8 +2,9 @@
 """How large a sandbox's virtual machine has to be for the limits in its first bundle. Pure.
 
 As in Kata, a memory limit comes on top of what the configuration gives: the guest's kernel, the agent and the page cache of
-the share need room beside the workload. A limit of processor time gives as many processors as it can keep busy. What cannot
-be had on this host is cut to what can: a limit is a bound, not a reservation, and engines write limits above any machine.
+the share need room beside the workload. A limit of processor time gives as many processors as it can keep busy; without one,
+a set of the host's processors gives as many as are in it. What cannot be had on this host is cut to what can: a limit is a
+bound, not a reservation, and engines write limits above any machine.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from kata_fsm.oci import cpusets
 from kata_fsm.oci.spec import Resources
 
 _MIB = 1 << 20
@@ -30,7 +32,7 @@ def wanted(resources: Resources | None, annotations: Mapping[str, str]) -> Wante
     memory = (resources.memory.limit if resources and resources.memory else None) or _number(annotations, "memory")
     quota = (resources.cpu.quota if resources and resources.cpu else None) or _number(annotations, "cpu-quota")
     period = (resources.cpu.period if resources and resources.cpu else None) or _number(annotations, "cpu-period")
-    cpus = -(-quota // period) if quota > 0 and period > 0 else 0
+    cpus = -(-quota // period) if quota > 0 and period > 0 else len(_processors(resources))
     return Wanted(-(-memory // _MIB) if memory > 0 else 0, cpus)
 
 
@@ -40,6 +42,11 @@ def sized(want: Wanted, *, memory_mib: int, vcpus: int, host_mib: int, host_cpus
         "memory_mib": max(memory_mib, min(memory_mib + want.memory_mib, host_mib)),
         "vcpus": max(vcpus, min(want.vcpus, host_cpus)),
     }
+
+
+def _processors(resources: Resources | None) -> frozenset[int]:
+    given = resources.cpu.cpus if resources and resources.cpu else None
+    return cpusets.parse(given) if given else frozenset()
 
 
 def _number(annotations: Mapping[str, str], name: str) -> int:

@@ -170,11 +170,16 @@ class Pids(_Section, frozen=True):
     limit: Int64 | None = None
 
 
+class BlockIo(_Section, frozen=True):
+    weight: Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)] | None = None
+
+
 class Resources(_Section, frozen=True):
     devices: list[DeviceRule] | None = None
     memory: Memory | None = None
     cpu: Cpu | None = None
     pids: Pids | None = None
+    block_io: BlockIo | None = msgspec.field(name="blockIO", default=None)
     unified: dict[str, str] | None = None
 
 

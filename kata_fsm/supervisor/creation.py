@@ -31,6 +31,7 @@ from kata_fsm.oci.redact import redacted
 from kata_fsm.supervisor import networking, standing
 from kata_fsm.supervisor.channel import Channel
 from kata_fsm.supervisor.kept import Kept
+from kata_fsm.supervisor.limiting import asked_by, concerning
 from kata_fsm.supervisor.requests import Reply, Request, object_in, text_in, told_seq
 
 if TYPE_CHECKING:
@@ -69,7 +70,10 @@ async def create(server: Server, channel: Channel, request: Request) -> Reply:
     if standing.created(pod, container_id):
         problem = await _join_what_hooks_brought(server, container_id) if hooks_file else None
         if problem is None:
-            return {"ok": True, "pid": pod.unit("process", init_of(container_id)).facts["shim"]["pid"]}
+            unit = pod.unit("container", container_id)
+            warnings = concerning(asked_by(unit), unit.facts.get("unheld") or ())
+            pid = pod.unit("process", init_of(container_id)).facts["shim"]["pid"]
+            return {"ok": True, "pid": pid, **({"warnings": warnings} if warnings else {})}
         message, hint = problem
     else:
         message, hint = standing.error_of(pod, container_id)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from kata_fsm.effects.agent.client import AGENT, EXTENSION
 from kata_fsm.errors import EffectError, IllegalTransition, NotFoundError, WorldError
 from kata_fsm.machines import container, process
-from kata_fsm.machines.vocab import Update
+from kata_fsm.machines.vocab import Facts, Update, UpdateUndone
+from kata_fsm.oci import hosting, spec
 from kata_fsm.supervisor.channel import Channel
+from kata_fsm.supervisor.limiting import asked_by, concerning
 from kata_fsm.supervisor.requests import Reply, Request, object_in, text_in
 
 if TYPE_CHECKING:
@@ -30,23 +32,47 @@ def in_guest(server: Server, container_id: str, asked: str) -> None:
 
 
 async def update(server: Server, _: Channel, request: Request) -> Reply:
-    """Change a container's resources in the guest."""
-    from kata_wire import messages, spec
+    """Change a container's resources: the pod's limits on the host, then its own in the guest; both, or neither."""
+    from kata_fsm.oci.guest import without_hosts
 
     container_id, resources = text_in(request, "container"), object_in(request, "resources")
-    await server.runtime.submit(Update(container_id, resources), request.get("actor"))
+    change = hosting.asked(spec.convert(resources, spec.Resources, where="update"))
+    runtime = server.runtime
+    async with server.updates:
+        before = asked_by(runtime.pod.unit("container", container_id))
+        await runtime.submit(Update(container_id, resources, hosting.merged(before, change)), request.get("actor"))
+        try:
+            unheld = await _limit(server)
+            in_guest = without_hosts(resources)
+            if in_guest or not resources:
+                await _update_guest(server, container_id, in_guest)
+        except EffectError as error:
+            await runtime.report(UpdateUndone(container_id, before))
+            body = {"subject": container_id, "ok": False, "message": error.message}
+            try:
+                await _limit(server)
+            except EffectError as again:  # the wider of both stays, until the next change
+                body["limiting_failed"] = again.message
+            await runtime.note("outcome", "container.update", body)
+            raise
+        await runtime.note("outcome", "container.update", {"subject": container_id, "ok": True})
+    warnings = [f"update: {line}" for line in concerning(change, unheld)]
+    return {"ok": True, "warnings": warnings} if warnings else {"ok": True}
+
+
+async def _limit(server: Server) -> list[str]:
+    wiring = server.watcher.wiring
+    return await wiring.limit() if wiring is not None else []
+
+
+async def _update_guest(server: Server, container_id: str, resources: Facts) -> None:
+    from kata_wire import messages
+    from kata_wire.spec import resources_to_message
+
     message = messages.agent.UpdateContainerRequest(
-        container_id=container_id, resources=spec.resources_to_message(resources)
+        container_id=container_id, resources=resources_to_message(resources)
     )
-    try:
-        await server.link.call(AGENT, "UpdateContainer", message)
-    except EffectError as error:
-        await server.runtime.note(
-            "outcome", "container.update", {"subject": container_id, "ok": False, "message": error.message}
-        )
-        raise
-    await server.runtime.note("outcome", "container.update", {"subject": container_id, "ok": True})
-    return {"ok": True}
+    await server.link.call(AGENT, "UpdateContainer", message)
 
 
 async def stats(server: Server, _: Channel, request: Request) -> Reply:

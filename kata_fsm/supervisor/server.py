@@ -60,6 +60,7 @@ class Server:
         self.forced: set[Identity] = set()  # shims of containers whose deletion was forced
         self.shims = 0  # attached and not yet told their exit code
         self.network_changes = trio.Lock()  # one at a time: who comes while one is under way waits for it
+        self.updates = trio.Lock()  # likewise: one that fails is taken back
         self.served = trio.Event()  # a first request has come
         self._listener: trio.socket.SocketType | None = None
         self.config_notes: set[str] = set()  # digests of what was said of the configuration since the sandbox was made
@@ -67,10 +68,11 @@ class Server:
 
     def wire(self, config: dict[str, Any]) -> None:
         """Build the handlers for a sandbox that was created with `config`. Raises `UsageError` for wrong settings."""
+        from kata_fsm.supervisor.limiting import limits_of
         from kata_fsm.supervisor.wiring import Wiring
         from kata_fsm.world import WORLD
 
-        wiring = Wiring(self.paths, WORLD, self.link, config)
+        wiring = Wiring(self.paths, WORLD, self.link, config, lambda: limits_of(self.runtime.pod))
         self.watcher.wiring = wiring
         self.runtime.handlers = wiring.handlers
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from kata_fsm.effects import hooks, share, storage
@@ -15,23 +17,28 @@ from kata_fsm.effects.network import handlers as network
 from kata_fsm.effects.network.change import NetworkChange
 from kata_fsm.effects.placement import Placement
 from kata_fsm.effects.protocols import Handler
+from kata_fsm.errors import EffectError
 from kata_fsm.limits import AGENT_CALL_TIMEOUT_S, BOOT_TIMEOUT_S
 from kata_fsm.machines.vocab import Cause
+from kata_fsm.oci.hosting import Limits
 from kata_fsm.world import Paths, World
 
 
 class Wiring:
     """The handlers of one sandbox, and the two watches that know what an end leaves behind.
 
-    `config` is what the sandbox was created with: it is recorded, so every supervisor of a sandbox uses the same.
+    `config` is what the sandbox was created with: it is recorded, so every supervisor of a sandbox uses the same. `limits`
+    answers those that the pod has now.
     """
 
-    def __init__(self, paths: Paths, world: World, link: Link, config: dict[str, Any]) -> None:
+    def __init__(
+        self, paths: Paths, world: World, link: Link, config: dict[str, Any], limits: Callable[[], Limits]
+    ) -> None:
         settings = from_dict(config.get("hypervisor") or {})
         boot_timeout_s = float(config.get("boot_timeout_s") or BOOT_TIMEOUT_S)
         create_timeout_s = float(config.get("create_timeout_s") or AGENT_CALL_TIMEOUT_S)
         self.monitor = Monitor(paths.qmp_sock)
-        self.place = Placement(paths.uid, config)
+        self.place = Placement(paths.uid, config, limits)
         self.launch = hypervisor.HypervisorLaunch(paths, settings, self.monitor, self.place)
         self.prepare = share.SharePrepare(paths, settings, self.place)
         self.handlers: dict[str, Handler] = {
@@ -47,21 +54,31 @@ class Wiring:
             "agent.connect": guest.AgentConnect(link, world, boot_timeout_s),
             "agent.configure": guest.AgentConfigure(link, world, config.get("kernel_modules") or ()),
             "agent.disconnect": guest.AgentDisconnect(link, world),
-            "container.prepare": storage.ContainerPrepare(paths),
+            "container.prepare": storage.ContainerPrepare(paths, self.place),
             "container.create": hooks.Before(guest.ContainerCreate(link, world, create_timeout_s)),
             "container.start": hooks.After(guest.ContainerStart(link, world), "poststart"),
             "container.pause": guest.ContainerPause(link, world),
             "container.resume": guest.ContainerResume(link, world),
             "container.kill": guest.ContainerKill(link, world),
             "container.remove": guest.ContainerRemove(link, world),
-            "container.unstage": storage.ContainerUnstage(paths),
+            "container.unstage": storage.ContainerUnstage(paths, self.place),
             "container.discard": hooks.After(storage.ContainerDiscard(paths), "poststop"),
             "process.exec": guest.ProcessExec(link, world),
         }
 
     async def settle_in(self) -> None:
-        """Go where a supervisor of this sandbox belongs: whoever started this one was somewhere else."""
+        """Go where a supervisor of this sandbox belongs, since whoever started this one was somewhere else, and see to it
+        that the limits there are those of the record: the one before may have been about to change them."""
         await self.place.return_to()
+        try:
+            await self.place.limit()
+        except EffectError as error:
+            print(f"supervisor: {error.message}", file=sys.stderr, flush=True)
+
+    async def limit(self) -> list[str]:
+        """Let the sandbox's processes have the limits that the pod has now; a line for each that the host does not hold."""
+        unheld: list[str] = (await self.place.limit())["unheld"]
+        return unheld
 
     async def vm_ended(self, identity: Any) -> Cause:
         """Wait for the VMM's end; why it ended, with its last words."""

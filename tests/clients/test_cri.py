@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kata_fsm.oci.hosting import with_room
 from tests.support.cri import Container, Cri, exit_code, messages
 from tests.support.kata import exists, wait_until
 from tests.support.websocket import RESIZE, STDERR, STDIN, STDOUT
@@ -156,9 +157,14 @@ def test_limits_and_stats(cri: Cri) -> None:
     pod = cri.pod("limits")
     main = pod.run("main", *SLEEP, limits={"memory_limit_in_bytes": 64 << 20, "cpu_quota": 50000, "cpu_period": 100000})
     assert limit(main, "memory.max") == str(64 << 20)
+    of_host = Path(f"/sys/fs/cgroup/cpu{cri.parent}/limits/{pod.id}/cpu.cfs_quota_us")
+    if of_host.exists():  # cgroup v1
+        assert of_host.read_text() == f"{with_room(50000)}\n", "the pause container has no part in it"
     main.update(memory_limit_in_bytes=96 << 20, cpu_quota=70000, cpu_period=100000)
     assert limit(main, "memory.max") == str(96 << 20)
     assert limit(main, "cpu.max") == "70000 100000"
+    if of_host.exists():
+        assert of_host.read_text() == f"{with_room(70000)}\n"
     stats = main.stats()
     assert stats.memory.working_set_bytes.value > 0
     (qemu,) = cri.kata.processes("qemu-system")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kata_fsm.oci.hosting import with_room
 from tests.support.engines import Podman, Typist
 from tests.support.kata import wait_until
 
@@ -100,6 +101,38 @@ def test_limits_hold_in_the_guest(podman: Podman) -> None:
     assert done.stdout.split()[4] == str(min(2, os.cpu_count() or 1))
     assert done.returncode == 137
     assert podman.inspect("limited")["State"]["ExitCode"] == 137
+
+
+def limited(pid: int, file: str) -> str:
+    """A file of the cgroup that a process is in, in the hierarchy of its controller (cgroup v1)."""
+    controller = file.split(".")[0]
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        if controller in names.split(","):
+            return Path(f"/sys/fs/cgroup/{controller}{path}/{file}").read_text().strip()
+    return ""
+
+
+@feature("limits of the machine on the host", "--cpuset-cpus, --cpuset-mems", "--cpu-shares", "update: of processors")
+def test_limits_hold_on_the_host(podman: Podman) -> None:
+    if not Path("/sys/fs/cgroup/cpuset/cpuset.cpus").exists():
+        pytest.skip("this host has cgroups of version 2, whose files have other names")
+    options = ("--memory=64m", "--cpus=0.5", "--cpu-shares=300", "--cpuset-cpus=0", "--cpuset-mems=0")
+    podman.run("-d", "--name=box", *options, command=["sleep", "1000"])
+    (qemu,) = podman.kata.processes("qemu-system")
+
+    def found() -> list[str]:
+        return [limited(qemu, name) for name in ("cpuset.cpus", "cpuset.mems", "cpu.shares", "cpu.cfs_quota_us")]
+
+    assert found() == ["0", "0", "300", str(with_room(50000))]
+    memory = int(limited(qemu, "memory.limit_in_bytes"))
+    assert 600 << 20 < memory < 4 << 30, "the machine's memory, and room"
+    assert "Cpus_allowed_list:\t0\n" in Path(f"/proc/{qemu}/status").read_text()
+    every = Path("/sys/fs/cgroup/cpuset/cpuset.cpus").read_text().strip()
+    podman("update", "--memory=96m", "--cpus=0.7", f"--cpuset-cpus={every}", "--cpu-shares=400", "box")
+    assert found() == [every, "0", "400", str(with_room(70000))]
+    assert int(limited(qemu, "memory.limit_in_bytes")) == memory, "the machine is as large as before"
+    assert podman("exec", "box", "echo", "alive").stdout == "alive\n"
 
 
 @feature("--volume, host directory", "--volume :ro", "volume, named", "--volume, one file", "--mount type=bind")

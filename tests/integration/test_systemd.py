@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +62,49 @@ def test_scopes_are_systemds(kata: Kata, machine: Machine) -> None:
     kata("delete", "--force", "pod")
     wait_until(lambda: not machine.units("kf-*.scope"), "the pod's scope is gone")
     wait_until(lambda: not exists(supervisor), "the supervisor is gone")
+
+
+def test_limits_are_systemds(kata: Kata, machine: Machine) -> None:
+    """It knows them, so that it does not write others; and the cgroup has them."""
+    resources = {"memory": {"limit": 64 << 20}, "cpu": {"shares": 512, "quota": 50000, "period": 100000, "cpus": "0"}}
+    linux = {**config(())["linux"], "cgroupsPath": "kf-test.slice:kf:box", "resources": resources}
+    kata.detached("box", kata.bundle("box", *SLEEP, linux=linux))
+    (qemu,) = kata.processes("qemu-system")
+
+    def found(controller: str, file: str) -> str:
+        (line,) = [line for line in Path(f"/proc/{qemu}/cgroup").read_text().splitlines() if f":{controller}:" in line]
+        return Path(f"/sys/fs/cgroup/{controller}{line.split(':', 2)[2]}/{file}").read_text().strip()
+
+    def known() -> tuple[str, ...]:
+        names = ("CPUShares", "CPUQuotaPerSecUSec", "MemoryLimit")
+        told = machine.show("kf-box.scope", *names)
+        return tuple(told[name] for name in names)
+
+    memory = known()[2]
+    assert known() == ("512", "1.750000s", memory)
+    assert int(memory) > 320 << 20
+    assert found("memory", "memory.limit_in_bytes") == memory
+    assert found("cpuset", "cpuset.cpus") == "0"
+    # Where systemd could not mount the hierarchy of `cpu` the sandbox runs all the same, and what it goes without is named.
+    has_cpu = " - cgroup cgroup rw,cpu" in machine.run("cat", "/proc/self/mountinfo").replace("rw,cpuset", "")
+    said = (kata.base / "log").read_text()
+    for field in ("cpu.shares", "cpu.quota"):
+        told = f"`linux.resources.{field}` is not applied on the host: no cgroup of the host has a control" in said
+        assert told != has_cpu
+    assert "`linux.resources.memory.limit` is not" not in said
+    kata("update", "--cpu-share", "300", "--cpu-quota", "-1", "--memory", "-1", "box")
+    assert known() == ("300", "infinity", "infinity")
+    assert int(found("memory", "memory.limit_in_bytes")) > 1 << 60
+    kata("update", "--memory", "80m", "box")
+    machine.run("systemctl", "daemon-reload")
+    assert (known()[2], found("memory", "memory.limit_in_bytes")) == (memory, memory)
+    (supervisor,) = kata.processes(" supervisor ")
+    os.kill(supervisor, signal.SIGKILL)
+    wait_until(lambda: not exists(supervisor), "the supervisor is gone")
+    assert kata("exec", "box", "echo", "alive").stdout == "alive\n"
+    assert (known()[2], found("memory", "memory.limit_in_bytes")) == (memory, memory)
+    kata("delete", "--force", "box")
+    wait_until(lambda: not machine.units("kf-*.scope"), "the scope is gone")
 
 
 def test_a_path_that_systemd_cannot_mean(kata: Kata, machine: Machine) -> None:

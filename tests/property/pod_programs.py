@@ -374,7 +374,7 @@ _MAKE: dict[str, Callable[..., v.Input | None]] = {
     "pause": lambda life, n: v.Pause(CONTAINERS[n % 3]),
     "resume": lambda life, n: v.Resume(CONTAINERS[n % 3]),
     "kill": lambda life, n: v.Kill(CONTAINERS[n % 3], 15),
-    "update": lambda life, n: v.Update(CONTAINERS[n % 3], {"cpu": {"shares": 2}}),
+    "update": lambda life, n: v.Update(CONTAINERS[n % 3], {"cpu": {"shares": 2}}, {"shares": 2} if n < 3 else None),
     "delete": lambda life, n: v.Delete(CONTAINERS[n % 3]),
     "force": lambda life, n: v.Delete(CONTAINERS[n % 3], force=True),
     "stop": lambda life: v.StopSandbox(Cause("operator")),

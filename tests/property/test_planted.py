@@ -110,6 +110,23 @@ def test_a_change_of_the_network_that_fails_half_way_and_stays_so() -> None:
     assert "the record says" in found(replaced("network.change", "failed", make)).wrong
 
 
+def test_limits_that_an_update_leaves_as_they_were() -> None:
+    def rewire(wiring: FakeWiring) -> None:
+        async def limit() -> list[str]:
+            return []
+
+        wiring.limit = limit  # type: ignore[method-assign]
+
+    assert "the limits on the host are" in found(rewire).wrong
+
+
+def test_limits_of_a_container_that_is_gone() -> None:
+    def make(handler: Any) -> Any:
+        return lambda: None
+
+    assert "the limits on the host are" in found(replaced("container.unstage", "limit", make)).wrong
+
+
 def test_a_row_of_the_coupling_table_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     rules = tuple(rule for rule in coupling.RULES if rule.name != "leave-network")
     monkeypatch.setattr(coupling, "RULES", rules)

@@ -85,6 +85,9 @@ PINNED: dict[str, Program] = {
     "the host is started anew while output is still waited for": [*_RUNNING, ("vm_died",), ("rebooted",)],
     "the host is started anew and frees what was stuck": [*_RUNNING, ("vm_died",), ("failed", 0), ("rebooted",)],
     "neither start nor kill works": [*_TWO[:-2], ("start", 1), ("failed", 0), ("failed", 0)],
+    "limited anew while it starts, is killed and ends": [
+        *_TWO[:-2], ("start", 1), ("update", 1), ("failed", 0), ("update", 1), ("failed", 0), ("update", 1),
+    ],
     "deletion forced while paused, in a pod that goes on": [*_TWO, ("pause", 1), ("settle",), ("force", 1)],
     "deletion forced while pausing": [*_RUNNING, ("add", 1), ("pause", 0), ("force", 0)],
     "deletion forced while resuming": [*_PAUSED, ("resume", 0), ("force", 0), ("failed", 0)],

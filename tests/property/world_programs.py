@@ -117,6 +117,13 @@ RARE: dict[str, Program] = {
     "container ending kill": [
         *_BOTH, _fault("container.kill", "before"), ("go", ("force", 0, 1)), ("wait", 900), ("force", 0, 1),
     ],
+    "container pausing limit": [*_RUNNING, *_meanwhile("container.pause", _PAUSE, ("update", 0, 0))],
+    "container resuming limit": [*_RUNNING, _PAUSE, *_meanwhile("container.resume", _RESUME, ("update", 0, 0))],
+    "container starting limit": [("create", 0), *_meanwhile("container.start", ("start", 0, 0), ("update", 0, 0))],
+    "container killing limit": [*_BOTH, *_meanwhile("container.kill", ("force", 0, 1), ("update", 0, 1))],
+    "container ending limit": [
+        *_BOTH, _fault("container.kill", "before"), ("go", ("force", 0, 1)), ("wait", 900), ("update", 0, 1),
+    ],
     "process spawning abort": [*_RUNNING, *_meanwhile("process.exec", ("exec", 0, 0), ("qemu", 0))],
     "process spawning attach": [
         *_RUNNING, ("exec", 0, 0), ("exec", 0, 0), _HANGS, _HANGS, ("go", ("exec", 0, 0)), ("wait", 40), ("crash", 0),

@@ -25,7 +25,7 @@ mount -t cgroup -o none,name=systemd,xattr cgroup /sys/fs/cgroup/systemd
 mount -t tmpfs tmpfs /run
 mkdir -p /run/netns /run/units
 for unit in test shutdown reboot poweroff; do printf '[Unit]\\nDefaultDependencies=no\\n' >/run/units/$unit.target; done
-export container=test SYSTEMD_UNIT_PATH=/run/units
+export container=test SYSTEMD_UNIT_PATH=/run/systemd/system.control:/run/systemd/transient:/run/units
 exec /lib/systemd/systemd --system --unit=test.target --log-target=null
 """
 
@@ -41,11 +41,19 @@ class Machine:
         inside = ["nsenter", "-t", str(self.pid), "-m", "-p", "-C", "-i", "-u", "--"]
         return [*inside, *words]
 
+    def run(self, *words: str) -> str:
+        """What a command says that runs there; it has to succeed."""
+        return subprocess.run(self.argv(*words), capture_output=True, text=True, check=True).stdout
+
+    def show(self, unit: str, *names: str) -> dict[str, str]:
+        """Properties of a unit, in systemctl's words."""
+        lines = self.run("systemctl", "show", unit, *(f"--property={name}" for name in names)).splitlines()
+        return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
     def units(self, pattern: str) -> set[str]:
         """The names of the units that it knows and that match."""
         listed = ["systemctl", "list-units", "--all", "--plain", "--no-legend", pattern]
-        done = subprocess.run(self.argv(*listed), capture_output=True, text=True, check=True)
-        return {line.split()[0] for line in done.stdout.splitlines()}
+        return {line.split()[0] for line in self.run(*listed).splitlines()}
 
 
 @contextmanager

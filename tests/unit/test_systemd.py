@@ -17,8 +17,10 @@ from kata_fsm.errors import WorldError
 
 
 @contextmanager
-def answering(path: Path, answer: Callable[[socket.socket], None]) -> Iterator[None]:
-    """Somebody who lets us in at `path`, and then does `answer`."""
+def answering(
+    path: Path, answer: Callable[[socket.socket], None], until: bytes = b"CollectMode", heard: bytearray | None = None
+) -> Iterator[None]:
+    """Somebody who lets us in at `path`, and then does `answer`, when he has heard the last thing that a call says."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(1)
@@ -28,8 +30,8 @@ def answering(path: Path, answer: Callable[[socket.socket], None]) -> Iterator[N
             with connection:
                 connection.recv(4096)
                 connection.sendall(b"OK 0123456789abcdef0123456789abcdef\r\n")
-                asked = b""
-                while b"CollectMode" not in asked:  # the last thing that a call says
+                asked = bytearray() if heard is None else heard
+                while until not in asked:
                     asked += connection.recv(65536)
                 answer(connection)
 
@@ -88,6 +90,44 @@ def test_a_refusal_is_told(at: Path) -> None:
         pytest.raises(WorldError, match="systemd refuses the scope: not today"),
     ):
         systemd.start_scope("a.scope", "b.slice", 1)
+
+
+def test_limits_are_marshalled(at: Path) -> None:
+    heard = bytearray()
+    properties = [("MemoryMax", "t", 1 << 33), ("AllowedCPUs", "ay", b"\x05\x80"), ("CPUWeight", "t", 77)]
+    with answering(at, lambda there: there.sendall(reply(2, 2, [])), b"CPUWeight\0\1t", heard):
+        systemd.set_properties("a.scope", properties)
+    assert b"SetUnitProperties" in heard
+    assert b"a.scope\0\1\0\0\0" in heard
+    body = heard[heard.index(b"\7\0\0\0a.scope\0\1") :]
+    # From the body's beginning: each value stands where its type has to (the D-Bus specification, "Marshalling").
+    for name, kind, size, data in (
+        (b"MemoryMax", b"\1t\0", 8, struct.pack("<Q", 1 << 33)),
+        (b"AllowedCPUs", b"\2ay\0", 4, b"\2\0\0\0\x05\x80"),
+        (b"CPUWeight", b"\1t\0", 8, struct.pack("<Q", 77)),
+    ):
+        end = body.index(name + b"\0" + kind) + len(name + b"\0" + kind)
+        assert body[end + -end % size :].startswith(data)
+
+
+def test_a_unit_is_let_go_of_once(at: Path) -> None:
+    for answer in (reply(2, 2, [(8, "g", "o")]), refusal(systemd.UNKNOWN, "not loaded")):
+        with answering(at, lambda there, answer=answer: there.sendall(answer), b"replace"):
+            systemd.stop_unit("a.scope")
+        at.unlink()
+    with (
+        answering(at, lambda there: there.sendall(refusal("org.example.No", "not now")), b"replace"),
+        pytest.raises(WorldError, match="not now"),
+    ):
+        systemd.stop_unit("a.scope")
+
+
+def test_limits_that_are_refused(at: Path) -> None:
+    with (
+        answering(at, lambda there: there.sendall(refusal("org.example.No", "no such property")), b"CPUWeight"),
+        pytest.raises(WorldError, match=r"systemd refuses the limits of `a.scope`: no such property"),
+    ):
+        systemd.set_properties("a.scope", [("CPUWeight", "t", 77)])
 
 
 @pytest.mark.parametrize(

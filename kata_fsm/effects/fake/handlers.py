@@ -8,6 +8,7 @@ that was cut off leaves whatever it had.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -18,6 +19,7 @@ from kata_fsm.effects.fake.host import FakeHost
 from kata_fsm.effects.process import Exit
 from kata_fsm.effects.protocols import Intent, Observed
 from kata_fsm.errors import EffectError
+from kata_fsm.oci.hosting import Limits
 
 Result = dict[str, Any]
 
@@ -25,7 +27,10 @@ Result = dict[str, Any]
 class HostHandler:
     """What they share. `half` is set by the wrapper that plans faults: fail once, in the middle."""
 
-    def __init__(self, host: FakeHost, uid: str, doomed: Doomed, boot_s: float = 2.0) -> None:
+    def __init__(
+        self, host: FakeHost, uid: str, doomed: Doomed, boot_s: float = 2.0, limits: Callable[[], Limits] = Limits
+    ) -> None:
+        self.limits = limits
         self.host = host
         self.uid = uid
         self.doomed = doomed
@@ -44,6 +49,10 @@ class HostHandler:
     async def failed(self, intent: Intent) -> None:
         """What the real handler does when it fails at its end, if it does not leave that to an effect of its own."""
 
+    def limit(self) -> None:
+        """The sandbox's cgroup gets the limits that are wanted now."""
+        self.host.limit(self.uid, self.limits())
+
     def name(self, intent: Intent) -> str:
         """Of what belongs to one container."""
         return f"{self.uid}/{intent.params['container']}"
@@ -60,6 +69,7 @@ class Launch(HostHandler):
         if not self.host.ledger.has("vm files", self.uid):
             self.host.take("vm files", self.uid)
         try:
+            self.limit()
             await self.step()
             identity = self.host.spawn("qemu", self.uid, self.doomed)
             self.host.guests[self.uid] = FakeGuest(self.host.faults, trio.current_time() + self.boot_s)
@@ -167,7 +177,7 @@ class Plug(HostHandler):
 
 
 class Stage(HostHandler):
-    """`container.prepare`: a cgroup, then the binds."""
+    """`container.prepare`: a cgroup, the pod's limits, then the binds."""
 
     async def perform(self, intent: Intent) -> Result:
         """All of it, or nothing."""
@@ -177,6 +187,7 @@ class Stage(HostHandler):
         if not self.host.ledger.has("cgroup", name):
             self.host.take("cgroup", name)
         try:
+            self.limit()
             await self.step()
             self.host.give_back("mount", name)
             if not self.host.ledger.has("tree", self.uid):
@@ -201,10 +212,11 @@ class Stage(HostHandler):
 
 
 class Unstage(HostHandler):
-    """`container.unstage`: the binds go, the cgroup stays."""
+    """`container.unstage`: the binds go, and its part of the limits; the cgroup stays."""
 
     async def perform(self, intent: Intent) -> Result:
         """Unmount."""
+        self.limit()
         await self.step()
         return {"unmounted": self.host.give_back("mount", self.name(intent))}
 

@@ -17,6 +17,7 @@ from kata_fsm.effects.fake.faults import Faults
 from kata_fsm.effects.fake.guest import FakeGuest
 from kata_fsm.effects.fake.ledger import Ledger
 from kata_fsm.effects.process import UNKNOWN, Exit, Identity
+from kata_fsm.oci.hosting import Limits
 
 
 class FakeProcess:
@@ -43,6 +44,7 @@ class FakeHost:
         self.past: dict[Identity, FakeProcess] = {}
         self.guests: dict[str, FakeGuest] = {}  # by uid; kept when the machine is gone, for what it knows
         self.files: dict[str, Any] = {}
+        self.limits: dict[str, Limits] = {}  # of the cgroups, by uid
         self.oom_killed: set[str] = set()  # uids of sandboxes whose QEMU the kernel has chosen
         self._interfaces: dict[str, list[str]] = {}
         self._ticks = 0
@@ -79,6 +81,12 @@ class FakeHost:
         """Gone, if it was there."""
         if self.give_back("file", path):
             del self.files[path]
+
+    def limit(self, uid: str, limits: Limits) -> None:
+        """A sandbox's cgroup is limited so from now on."""
+        if self.limits.get(uid, Limits()) != limits:
+            self.changed()
+        self.limits[uid] = limits
 
     # --- what others put into a sandbox's network namespace
 
@@ -162,5 +170,6 @@ class FakeHost:
         for kind, name in list(self.ledger.held):
             self.ledger.lose(kind, name)
         self.files.clear()
+        self.limits.clear()
         self.world.reboot()
         self.changed()

@@ -7,6 +7,7 @@ which brings about the faults that were planned.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import trio
@@ -24,6 +25,7 @@ from kata_fsm.effects.process import UNKNOWN, Identity
 from kata_fsm.effects.protocols import Handler, Intent, Observed
 from kata_fsm.errors import EffectError, TimeoutExceeded
 from kata_fsm.machines.vocab import Cause
+from kata_fsm.oci.hosting import Limits
 from kata_fsm.world import World
 
 LIMIT_S = 30.0
@@ -110,11 +112,20 @@ class Faulty:
 class FakeWiring:
     """In the place of `kata_fsm.supervisor.wiring.Wiring`."""
 
-    def __init__(self, host: FakeHost, uid: str, doomed: Doomed, link: FakeLink, boot_s: float = 2.0) -> None:
+    def __init__(
+        self,
+        host: FakeHost,
+        uid: str,
+        doomed: Doomed,
+        link: FakeLink,
+        boot_s: float = 2.0,
+        limits: Callable[[], Limits] = Limits,
+    ) -> None:
+        self.limits = limits
         self.host = host
         self.uid = uid
         self.doomed = doomed
-        here = (host, uid, doomed, boot_s)
+        here = (host, uid, doomed, boot_s, limits)
         there = (cast(Link, link), host.world)
         made: dict[str, Handler] = {
             "hypervisor.launch": fake.Launch(*here),
@@ -143,7 +154,16 @@ class FakeWiring:
         self.handlers: dict[str, Handler] = {kind: Faulty(kind, handler, doomed) for kind, handler in made.items()}
 
     async def settle_in(self) -> None:
-        """There are no cgroups in this world."""
+        """The limits are made those of the record."""
+        await self.limit()
+
+    async def limit(self) -> list[str]:
+        """The cgroup gets the limits that the pod has now."""
+        self.doomed.boundary("effect")
+        await trio.lowlevel.checkpoint()
+        self.doomed.boundary("effect")
+        self.host.limit(self.uid, self.limits())
+        return []
 
     async def vm_ended(self, identity: Identity) -> Cause:
         """Wait for QEMU's end. Its starter knows the wait status; others what the console and the monitor told."""

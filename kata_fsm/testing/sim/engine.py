@@ -129,6 +129,7 @@ async def _recovered(universe: Universe, stream: str) -> int:
     from kata_fsm.effects.fake.faults import Doomed
     from kata_fsm.effects.fake.link import FakeLink
     from kata_fsm.effects.fake.wiring import FakeWiring
+    from kata_fsm.supervisor.limiting import limits_of
 
     async def at_once(work: object) -> None:
         await trio.lowlevel.checkpoint()
@@ -138,9 +139,10 @@ async def _recovered(universe: Universe, stream: str) -> int:
         doomed = Doomed(universe.faults)
         uid = stream.rpartition("@")[2]
         link = FakeLink(universe.host, uid, doomed)
-        wiring = FakeWiring(universe.host, uid, doomed, link)
+        runtime = Runtime(universe.journal, stream, universe.world, {}, nursery, blocking=at_once)
+        wiring = FakeWiring(universe.host, uid, doomed, link, limits=lambda: limits_of(runtime.pod))
         universe.rewire(wiring)
-        runtime = Runtime(universe.journal, stream, universe.world, wiring.handlers, nursery, blocking=at_once)
+        runtime.handlers = wiring.handlers
 
         def on_step(pod: object) -> None:
             if runtime.pod.agent.state in ("lost", "closed"):

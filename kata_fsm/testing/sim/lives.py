@@ -17,11 +17,12 @@ from kata_fsm.effects.agent.link import Link
 from kata_fsm.effects.fake.faults import CURRENT, Died, Doomed
 from kata_fsm.effects.fake.link import FakeLink
 from kata_fsm.effects.fake.wiring import FakeWiring
-from kata_fsm.machines import sandbox
+from kata_fsm.machines import outstanding, sandbox
 from kata_fsm.recovery import note_failure
 from kata_fsm.runtime import Runtime
 from kata_fsm.supervisor.channel import Channel
 from kata_fsm.supervisor.kept import Kept
+from kata_fsm.supervisor.limiting import limits_of
 from kata_fsm.supervisor.main import drain, take_over, until_answered, until_over, until_shims_came
 from kata_fsm.supervisor.server import Server
 from kata_fsm.supervisor.session import Shim
@@ -87,7 +88,9 @@ class SimServer(Server):
     def wire(self, config: dict[str, Any]) -> None:
         """As the real one."""
         life = self.life
-        wiring = FakeWiring(life.universe.host, life.uid, life.doomed, life.link)
+        wiring = FakeWiring(
+            life.universe.host, life.uid, life.doomed, life.link, limits=lambda: limits_of(self.runtime.pod)
+        )
         life.universe.rewire(wiring)
         self.watcher.wiring = cast(Wiring, wiring)
         self.runtime.handlers = wiring.handlers
@@ -147,6 +150,14 @@ class Life:
         if not self.doomed.dead:
             note_failure(self.universe.journal, self.stream, self.universe.world, error)
             self.universe.supervisor_failed(self, error)
+
+    @property
+    def at_rest(self) -> bool:
+        """It serves, and neither an effect nor an update is under way."""
+        runtime, server = self.runtime, self._server
+        if runtime is None or server is None or not self.ready.is_set():
+            return False
+        return not outstanding(runtime.pod) and not server.updates.locked()
 
     def die(self) -> None:
         """SIGKILL."""

@@ -297,7 +297,10 @@ class Actor:
 
 
 def _container(container_id: str) -> Reply:
-    return {"id": container_id, "rootfs": "rootfs", "bundle": "bundle", "guest_spec": {"hostname": container_id}}
+    """Each is limited in a way of its own, so that the sums tell which ones count."""
+    limits = {"shares": 2 ** (3 + sum(container_id.encode()) % 8), "quota": 1000}
+    known = {"id": container_id, "rootfs": "rootfs", "bundle": "bundle", "limits": limits}
+    return {**known, "guest_spec": {"hostname": container_id}}
 
 
 def _lie(actor: Actor, s: int, p: int, what: int) -> None:

@@ -17,6 +17,7 @@ from kata_fsm.machines.coupling import next_move
 from kata_fsm.machines.pod import INIT, TABLES
 from kata_fsm.machines.vocab import CAUSES, EXIT_UNKNOWN
 from kata_fsm.projections import project
+from kata_fsm.supervisor.limiting import limits_of
 
 if TYPE_CHECKING:
     from kata_fsm.effects.fake.guest import Workload
@@ -96,6 +97,7 @@ class Truth:
             for subject, unit in pod.containers.items():
                 self._container(stream, subject, unit)
             self._network(stream, pod)
+            self._limits(stream, pod)
             for what in universe.deeds.unjustified(pod):
                 self._wrong(stream, what)
             cause = pod.sandbox.facts.get("cause", {}).get("kind")
@@ -169,6 +171,17 @@ class Truth:
             self._wrong(stream, f"the guest has the interfaces {guest.nics}, the record says {known}")
         if taps(host, stream.rpartition("@")[2]) != known:
             self._wrong(stream, f"joined are {taps(host, stream.rpartition('@')[2])}, the record says {known}")
+
+    def _limits(self, stream: str, pod: Pod) -> None:
+        """A pod at rest is limited on the host as its living containers are, whatever came and went."""
+        life = self._universe.lives.get(stream)
+        if life is None or life.doomed.dead or not life.at_rest or pod.sandbox.state != sandbox.READY:
+            return
+        if any(unit.state == container.STUCK or "left" in unit.facts for unit in pod.containers.values()):
+            return  # what could not be taken from it is not given to the others
+        wanted, found = limits_of(pod), self._universe.host.limits.get(stream.rpartition("@")[2])
+        if found != wanted:
+            self._wrong(stream, f"the limits on the host are {found}, the record says {wanted}")
 
     def _remove_what_was_left(self, stream: str, pod: Pod) -> None:
         """What a resolution has given up is an orphan, which `recover remove` ends. Nothing else may be left."""

@@ -12,7 +12,7 @@ from kata_fsm.config import document
 from kata_fsm.config.load import load
 from kata_fsm.config.settings import BUILT_IN, Settings, hypervisor_settings
 from kata_fsm.effects.hypervisor.settings import from_dict
-from kata_fsm.limits import AGENT_CALL_TIMEOUT_S, BOOT_TIMEOUT_S
+from kata_fsm.limits import AGENT_CALL_TIMEOUT_S, BOOT_TIMEOUT_S, HOST_MEMORY_OVERHEAD_MIB
 
 ROOT = Path(__file__).parents[3]
 
@@ -63,4 +63,5 @@ def test_built_in_values_are_those_of_the_handlers() -> None:
         "agent.kata.dial_timeout": BOOT_TIMEOUT_S,
         "agent.kata.create_container_timeout": AGENT_CALL_TIMEOUT_S,
         "runtime.create_container_timeout": AGENT_CALL_TIMEOUT_S,
+        "runtime.host_memory_overhead": HOST_MEMORY_OVERHEAD_MIB,
     } == BUILT_IN

@@ -49,6 +49,20 @@ def _pod(machine: str, state: str) -> Pod:
     return pod
 
 
+def test_an_update_says_what_is_asked_of_the_host_and_can_be_taken_back() -> None:
+    pod = _running()
+    pod = _give(pod, v.Update("pod", {"cpu": {"shares": 5}}, {"shares": 5}))
+    assert (pod.containers["pod"].state, pod.containers["pod"].facts["limits"]) == (container.RUNNING, {"shares": 5})
+    pod = _give(pod, v.UpdateUndone("pod", {}))
+    assert pod.containers["pod"].facts["limits"] == {}
+    older = decide(pod, v.Update("pod", {"cpu": {"shares": 5}}))
+    assert [(record.kind, record.type) for record in older.records] == [("command", "update")]
+    assert "limits" not in older.records[0].body
+    for subject in ("pod", "nobody"):
+        gone = _pod("container", container.DEAD)
+        assert events_of(decide(gone, v.UpdateUndone(subject, {"shares": 5}))) == []
+
+
 FIRED_BY = {
     "start": lambda: v.Start("pod"),
     "pause": lambda: v.Pause("pod"),

@@ -169,13 +169,22 @@ FIELDS: list[tuple[str, Any, str]] = [
     ("linux/resources/cpu/idle", 1, "guest"),
     ("linux/resources/cpu/realtimeRuntime", 5, "refused"),
     ("linux/resources/cpu/realtimePeriod", 5, "refused"),
-    ("linux/resources/cpu/cpus", "0", "warned"),
-    ("linux/resources/cpu/mems", "0", "warned"),
+    ("linux/resources/cpu/cpus", "0", "host"),
+    ("linux/resources/cpu/mems", "0", "host"),
     ("linux/resources/pids", {"limit": 5}, "guest"),
     ("linux/resources/pids/limit", 5, "guest"),
     ("linux/resources/unified", {"memory.high": "5"}, "guest"),
     ("linux/resources/unified/memory.high", "5", "guest"),
-    ("linux/resources/blockIO", {"weight": 10}, "warned"),
+    ("linux/resources/blockIO", {"weight": 10}, "host"),
+    ("linux/resources/blockIO/weight", 20, "host"),
+    ("linux/resources/blockIO/leafWeight", 20, "warned"),
+    *[
+        (f"linux/resources/blockIO/{name}", [{"major": 8, "minor": 0, "rate": 5}], "warned")
+        for name in (
+            *("weightDevice", "throttleReadBpsDevice", "throttleWriteBpsDevice"),
+            *("throttleReadIOPSDevice", "throttleWriteIOPSDevice"),
+        )
+    ],
     ("linux/resources/hugepageLimits", [{"pageSize": "2MB", "limit": 5}], "warned"),
     ("linux/resources/network", {"classID": 5}, "warned"),
     ("linux/resources/rdma", {"mlx5_1": {"hcaHandles": 3}}, "warned"),

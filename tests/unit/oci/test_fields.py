@@ -109,6 +109,10 @@ EVIDENCE: dict[str, Callable[[Outcome, Any, str], bool]] = {
     "root.path": lambda outcome, value, _: outcome.container["rootfs"].endswith("/other"),
     "linux.cgroupsPath": lambda outcome, value, _: outcome.container["cgroups_path"] == value,
     "linux.namespaces[].path": lambda outcome, value, _: outcome.sandbox["netns"] == value,
+    "linux.resources.cpu.cpus": lambda outcome, value, _: outcome.container["limits"]["cpus"] == value,
+    "linux.resources.cpu.mems": lambda outcome, value, _: outcome.container["limits"]["mems"] == value,
+    "linux.resources.blockIO": lambda outcome, value, _: outcome.container["limits"]["io_weight"] == value["weight"],
+    "linux.resources.blockIO.weight": lambda outcome, value, _: outcome.container["limits"]["io_weight"] == value,
 }
 """That the host uses a field; of hooks the container's message has to hold them."""
 

@@ -134,7 +134,7 @@ def test_resources_that_the_guest_cannot_apply_are_named() -> None:
     document["linux"]["resources"] = {
         "cpu": {"shares": 0, "quota": 5000, "cpus": "0-1"},
         "memory": {"limit": 1 << 26, "disableOOMKiller": False, "swap": None},
-        "blockIO": {"weight": 0, "weightDevice": []},
+        "blockIO": {"weight": 500, "weightDevice": [{"major": 8, "minor": 0, "weight": 5}]},
         "hugepageLimits": [{"pageSize": "2MB", "limit": 1}],
         "pids": {"limit": 100},
     }
@@ -147,7 +147,11 @@ def test_resources_that_the_guest_cannot_apply_are_named() -> None:
     }
     assert "apparmorProfile" not in found.guest_spec["process"]
     named = [warning.split("`")[1] for warning in found.warnings]
-    assert sorted(named) == ["linux.resources.cpu.cpus", "linux.resources.hugepageLimits", "process.apparmorProfile"]
+    assert sorted(named) == [
+        "linux.resources.blockIO.weightDevice",
+        "linux.resources.hugepageLimits",
+        "process.apparmorProfile",
+    ]
 
 
 def test_network_namespace() -> None:

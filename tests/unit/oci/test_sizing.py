@@ -24,6 +24,9 @@ CRI = "io.kubernetes.cri.sandbox-"
         ({"cpu": {"shares": 2}}, {CRI + "memory": str(1 << 30), CRI + "cpu-quota": "200000", CRI + "cpu-period": "100000"},
          Wanted(1024, 2)),
         (None, {CRI + "memory": "much"}, Wanted(0, 0)),
+        ({"cpu": {"cpus": "0-2,5"}}, {}, Wanted(0, 4)),
+        ({"cpu": {"cpus": "0-2,5", "quota": 150000, "period": 100000}}, {}, Wanted(0, 2)),
+        ({"cpu": {"cpus": ""}}, {}, Wanted(0, 0)),
     ],
 )  # fmt: skip
 def test_what_limits_ask_for(resources, annotations, expected) -> None:

@@ -81,13 +81,18 @@ def test_update_options_and_files(tmp_path: Path) -> None:
     document, warnings = resources.from_options({"memory": "64m", "cpu-share": "512", "kernel-memory": "5"})
     assert document == {"memory": {"limit": 64 << 20}, "cpu": {"shares": 512}}
     assert warnings == ["update: `--kernel-memory` has no effect"]
-    with pytest.raises(UsageError, match="`--cpuset-cpus` cannot be honoured"):
-        resources.from_options({"cpuset-cpus": "0"})
+    document, _ = resources.from_options({"cpuset-cpus": "0", "cpuset-mems": "0", "blkio-weight": "300"})
+    assert document == {"cpu": {"cpus": "0", "mems": "0"}, "blockIO": {"weight": 300}}
+    with pytest.raises(UsageError, match="`--cpu-rt-period` cannot be honoured"):
+        resources.from_options({"cpu-rt-period": "5"})
+    for wrong in ({"cpuset-cpus": "0-"}, {"cpuset-cpus": "0,60000"}, {"cpuset-mems": "512"}, {"blkio-weight": "5"}):
+        with pytest.raises(SpecError, match=r"update: `(cpu\.cpus|cpu\.mems|blockIO\.weight)`"):
+            resources.from_options(wrong)
     file = tmp_path / "r.json"
     file.write_text(json.dumps({"memory": {"limit": 5, "swap": 0}, "blockIO": {"weight": 10}, "cpu": {"cpus": ""}}))
     document, warnings = resources.from_file(str(file))
-    assert document == {"memory": {"limit": 5}}
-    assert warnings == ["update: `blockIO` is not applied: the guest has no disks"]
+    assert document == {"memory": {"limit": 5}, "blockIO": {"weight": 10}}
+    assert warnings == []
     file.write_text(json.dumps({"cpu": {"burst": 7}, "memory": {"useHierarchy": True}}))
     assert resources.from_file(str(file)) == ({"unified": {"cpu.max.burst": "7"}}, [])
     file.write_text(json.dumps({"memory": {"limit": "5"}}))

@@ -16,8 +16,10 @@ import trio
 from kata_fsm.errors import EffectError
 from kata_fsm.machines import container, process, sandbox
 from kata_fsm.machines.vocab import Cause
+from kata_fsm.oci.hosting import Limits
 from kata_fsm.projections import container_key
 from kata_fsm.supervisor import creation
+from kata_fsm.supervisor.limiting import limits_of
 from kata_wire import envelope
 from tests.support.agent_peer import AgentPeer, Message, Refused
 from tests.support.house import House, ShimPeer, create_request, exec_request, wait_for
@@ -198,6 +200,52 @@ async def test_updating_is_recorded_with_what_came_of_it(house: House, peer: Age
     assert (await house.ask("update", container=BOX, resources={}))["error"]["message"] == "too much"
     outcomes = of_kind(house.journal, "outcome", "container.update")
     assert outcomes == [{"subject": BOX, "ok": True}, {"subject": BOX, "ok": False, "message": "too much"}]
+
+
+async def test_an_update_that_the_guest_refuses_limits_nothing_on_the_host(house: House, peer: AgentPeer) -> None:
+    await house.run()
+    limited: list[Limits] = []
+
+    async def limit() -> list[str]:
+        limited.append(limits_of(house.runtime.pod))
+        return ["`linux.resources.cpu.cpus` is not applied on the host: why", "`linux.resources.cpu.shares` neither"]
+
+    assert house.watcher.wiring is not None
+    house.watcher.wiring.limit = limit  # type: ignore[method-assign]
+    resources = {"cpu": {"shares": 512, "quota": 20000, "period": 100000}}
+    assert await house.ask("update", container=BOX, resources=resources) == {
+        "ok": True,
+        "warnings": ["update: `linux.resources.cpu.shares` neither"],
+    }
+
+    async def refuse(_: Message) -> Message:
+        raise Refused(envelope.INTERNAL, "too much")
+
+    peer.script["UpdateContainer"] = refuse
+    reply = await house.ask("update", container=BOX, resources={"cpu": {"shares": 700, "quota": -1}})
+    assert reply["error"]["message"] == "too much"
+    first = Limits(shares=512, quota=130000)
+    assert limited == [first, Limits(shares=700), first]
+    assert limits_of(house.runtime.pod) == first
+
+    asked = len(peer.called("UpdateContainer"))
+    await house.ask("update", container=BOX, resources={"cpu": {"cpus": "0"}})
+    assert len(peer.called("UpdateContainer")) == asked, "the guest has nothing to do with it"
+    assert limits_of(house.runtime.pod) == Limits(shares=512, quota=130000, cpus="0")
+
+
+async def test_an_update_that_the_host_refuses_does_not_reach_the_guest(house: House, peer: AgentPeer) -> None:
+    await house.run()
+
+    async def limit() -> list[str]:
+        raise EffectError("cgroup", "the host refuses")
+
+    assert house.watcher.wiring is not None
+    house.watcher.wiring.limit = limit  # type: ignore[method-assign]
+    reply = await house.ask("update", container=BOX, resources={"cpu": {"shares": 512}})
+    assert reply["error"]["message"] == "the host refuses"
+    assert peer.called("UpdateContainer") == []
+    assert limits_of(house.runtime.pod) == Limits()
 
 
 async def test_processes_that_are_added_side_by_side_are_each_their_own(house: House, peer: AgentPeer) -> None:
