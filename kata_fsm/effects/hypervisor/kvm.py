@@ -7,12 +7,15 @@ sector of ours ran there and would have said yes). So the question is put to the
 machine that sandboxes use: without a root file system it boots, panics, and by `panic=-1` and `-no-reboot` ends QEMU
 with code 0 after having printed to its console. Anything else, and the time limit above all, means no. The answer is
 kept per boot, QEMU and kernel in the state directory.
+
+Whoever asks may be killed meanwhile, and a guest that hangs would then hang for ever. So `timeout` is above QEMU, in the
+same process group, and what both write goes to memory that goes with them: nothing is left that somebody had to find.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
+import signal
 from typing import Literal
 
 import msgspec
@@ -29,6 +32,8 @@ DEVICE = "/dev/kvm"
 CPU = "host,pmu=off"
 _COMMAND_LINE = "console=ttyS0 earlyprintk=ttyS0 panic=-1"
 _PROBE_MIB = 128
+_TIMEOUT = "/usr/bin/timeout"
+_TIMEOUT_AFTER_S = 2.0  # after our own limit
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -84,9 +89,10 @@ def _remember(answer: Answer) -> None:
         pass  # asked again next time; whoever needs the disk will say that it is full
 
 
-def probe_argv(settings: HypervisorSettings, image: Image, console: str, cpu: str) -> list[str]:
+def probe_argv(settings: HypervisorSettings, image: Image, console: str, cpu: str, limit_s: float) -> list[str]:
     """The command line of the probe. Pure."""
     return [
+        *(_TIMEOUT, "--signal=KILL", f"{limit_s + _TIMEOUT_AFTER_S:g}"),
         settings.qemu,
         *("-name", "kata-fsm-kvm-probe"),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
@@ -101,19 +107,24 @@ async def ask(
 ) -> Answer:
     """Boot the kernel on KVM and see. Takes at most `limit_s` seconds and leaves nothing. Never raises for a no."""
     started = WORLD.mono_ns()
-    with tempfile.TemporaryDirectory(prefix="kata-fsm-kvm-") as directory:
-        reason = await _boot(settings, image, directory, cpu or settings.cpu or CPU, limit_s)
+    console, log = os.memfd_create("console"), os.memfd_create("stderr")
+    try:
+        reason = await _boot(settings, image, console, log, cpu or settings.cpu or CPU, limit_s)
+    finally:
+        os.close(console)
+        os.close(log)
     seconds = (WORLD.mono_ns() - started) / 1e9
     return Answer(WORLD.boot_id(), _asked(settings, image), not reason, reason, round(seconds, 3))
 
 
-async def _boot(settings: HypervisorSettings, image: Image, directory: str, cpu: str, limit_s: float) -> str:
+async def _boot(settings: HypervisorSettings, image: Image, console: int, log: int, cpu: str, limit_s: float) -> str:
     """Why a guest does not run on KVM; empty if it does."""
     if not os.access(DEVICE, os.R_OK | os.W_OK):
         return f"`{DEVICE}` cannot be opened"
-    console, log = directory + "/console", directory + "/stderr"
+    printed, said = f"/proc/self/fd/{console}", f"/proc/self/fd/{log}"
     try:
-        identity = process.spawn(probe_argv(settings, image, console, cpu), log_path=log)
+        argv = probe_argv(settings, image, printed, cpu, limit_s)
+        identity = process.spawn(argv, log_path=said, pass_fds=(console,))
     except errors.EffectError as error:
         return error.message
     ended = None
@@ -123,13 +134,15 @@ async def _boot(settings: HypervisorSettings, image: Image, directory: str, cpu:
     finally:
         if ended is None:
             with trio.CancelScope(shield=True):
+                if process.alive(identity):
+                    os.killpg(identity.pid, signal.SIGKILL)
                 await process.kill_and_wait(identity)
     if ended is None:
         return f"the guest did not come up within {limit_s:g} s"
     if ended.code != 0:
-        first = logs.tail(log, limits.STDERR_TAIL_BYTES).strip().partition("\n")[0]
+        first = logs.tail(said, limits.STDERR_TAIL_BYTES).strip().partition("\n")[0]
         return f"QEMU {ended.describe()}" + (f": {first}" if first else "")
-    return "" if logs.tail(console, 1) else "the guest printed nothing"
+    return "" if logs.tail(printed, 1) else "the guest printed nothing"
 
 
 async def choose(settings: HypervisorSettings, image: Image) -> Choice:

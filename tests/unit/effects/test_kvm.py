@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """KVM: the question ends within its limit, the answer is remembered, and a no is explained."""
 
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -35,6 +36,17 @@ async def test_a_cancelled_probe_leaves_no_qemu(place, tiny, slow_qemu, monkeypa
     with trio.move_on_after(0.2):
         await kvm.ask(settings, image.load(settings))
     assert process.find_by_argv(slow_qemu) == []
+
+
+async def test_a_probe_whose_asker_is_killed_ends_by_itself(place, tiny, slow_qemu, monkeypatch, until):
+    """It was started by a process that is not there to end it: nothing of it is left, in memory or on the disk."""
+    monkeypatch.setattr(kvm, "_TIMEOUT_AFTER_S", 0.2)
+    settings = tiny(qemu=slow_qemu, accel="auto")
+    argv = kvm.probe_argv(settings, image.load(settings), "/dev/null", kvm.CPU, 0.1)
+    holder = subprocess.Popen(["/bin/sh", "-c", '"$@" & echo; kill -9 $$', "sh", *argv], stdout=subprocess.PIPE)
+    with holder:
+        assert holder.stdout.readline() == b"\n"
+    await until(lambda: process.find_by_argv(slow_qemu) == [])
 
 
 async def test_this_hosts_answer_is_asked_once(place, tiny, monkeypatch):
