@@ -86,6 +86,7 @@ class Server:
             raise RpcError(envelope.UNIMPLEMENTED, f"`{request.service}/{request.method}` is not implemented")
         value = table.decode(messages[0], request.payload)
         call = _Call(connection, frame.stream_id, messages[1], request.method in ONLY_WAITING)
+        self._agent.caller = connection
         result = function(self._agent, value)
         if isinstance(result, dict):
             self._answer(call, result, None)
@@ -141,6 +142,7 @@ class Server:
             if call.only_waiting and call.task is not None:
                 call.task.cancel()
                 self._calls[connection].discard(call)
+        self._agent.session_over(connection)
 
 
 def _load(module: str) -> Any:

@@ -18,7 +18,7 @@ from kata_fsm.effects import process as host
 from kata_fsm.effects.agent.client import EXTENSION, HEALTH, AgentCallError
 from kata_fsm.errors import EffectError
 from kata_fsm.limits import AGENT_WATCH_ANSWER_S, AGENT_WATCH_EVERY_S, RETRY_S, VM_DEATH_NOTICE_S
-from kata_fsm.machines import Cause, Pod, agent, process, share, vm
+from kata_fsm.machines import Cause, Pod, agent, process, sandbox, share, vm
 from kata_fsm.machines.intents import Watches
 from kata_fsm.machines.pod import INIT
 from kata_fsm.machines.vocab import EXIT_UNKNOWN, AgentLost, ProcessExited, ShareDied, VmDied
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kata_fsm.effects.agent.link import Link
     from kata_fsm.effects.protocols import Processes
     from kata_fsm.runtime import Runtime
+    from kata_fsm.supervisor.reading import AgentLied
     from kata_fsm.supervisor.wiring import Wiring
 
 Key = tuple[str, str]
@@ -68,6 +69,8 @@ class Watcher:
             wanted[("agent", "")] = self._agent
         if pod.agent.state == agent.READY and pod.network.facts.get("resolver"):
             wanted[("names", "")] = self._names
+        if pod.agent.state == agent.READY and pod.sandbox.state == sandbox.READY:
+            wanted[("localhost", "")] = self._localhost
         watches = Watches(pod)
         for subject in watches.exits:
             wanted[("exit", subject)] = lambda subject=subject: self._exit(subject)  # type: ignore[misc]
@@ -144,6 +147,17 @@ class Watcher:
         from kata_fsm.supervisor import names
 
         await names.relay(self._link, str(self._runtime.pod.network.facts.get("netns") or ""))
+
+    async def _localhost(self) -> None:
+        """Connections to `localhost` in the pod's namespace on the host."""
+        from kata_fsm.supervisor import forward
+
+        if self.wiring is not None:
+            held = str(self._runtime.pod.network.facts.get("netns") or "")
+            await forward.serve(self._link, self.wiring.doorway(held), self._lied)
+
+    async def _lied(self, lie: AgentLied) -> None:
+        await self._runtime.report(AgentLost(Cause("agent_lost", str(lie))))
 
     async def _exit(self, subject: str) -> None:
         from kata_wire import messages

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import trio
 
 from kata_fsm.effects import hooks, share, storage
 from kata_fsm.effects.agent import handlers as guest
@@ -19,6 +21,9 @@ from kata_fsm.limits import AGENT_CALL_TIMEOUT_S, BOOT_TIMEOUT_S
 from kata_fsm.machines.vocab import Cause
 from kata_fsm.world import Paths, World
 
+if TYPE_CHECKING:
+    from kata_fsm.effects.localhost.doorway import Doorway
+
 
 class Wiring:
     """The handlers of one sandbox, and the two watches that know what an end leaves behind.
@@ -30,6 +35,7 @@ class Wiring:
         settings = from_dict(config.get("hypervisor") or {})
         boot_timeout_s = float(config.get("boot_timeout_s") or BOOT_TIMEOUT_S)
         create_timeout_s = float(config.get("create_timeout_s") or AGENT_CALL_TIMEOUT_S)
+        self.netns = paths.netns
         self.monitor = Monitor(paths.qmp_sock)
         self.place = Placement(paths.uid, config)
         self.launch = hypervisor.HypervisorLaunch(paths, settings, self.monitor, self.place)
@@ -58,6 +64,13 @@ class Wiring:
             "container.discard": hooks.After(storage.ContainerDiscard(paths), "poststop"),
             "process.exec": guest.ProcessExec(link, world),
         }
+
+    async def doorway(self, held: str) -> Doorway | None:
+        """Who stands for the guest at `localhost` of the namespace at `held`; None for one that is not ours to hold.
+        Raises OSError."""
+        from kata_fsm.effects.localhost.doorway import Doorway
+
+        return await trio.to_thread.run_sync(Doorway, held) if held == self.netns else None
 
     async def settle_in(self) -> None:
         """Go where a supervisor of this sandbox belongs: whoever started this one was somewhere else."""

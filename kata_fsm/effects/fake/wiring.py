@@ -7,7 +7,7 @@ which brings about the faults that were planned.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
@@ -25,6 +25,9 @@ from kata_fsm.effects.protocols import Handler, Intent, Observed
 from kata_fsm.errors import EffectError, TimeoutExceeded
 from kata_fsm.machines.vocab import Cause
 from kata_fsm.world import World
+
+if TYPE_CHECKING:
+    from kata_fsm.effects.localhost.doorway import Doorway
 
 LIMIT_S = 30.0
 """After this an effect that hangs is given up by its own limit."""
@@ -141,6 +144,9 @@ class FakeWiring:
             "process.exec": Exec(*there, host),
         }
         self.handlers: dict[str, Handler] = {kind: Faulty(kind, handler, doomed) for kind, handler in made.items()}
+
+    async def doorway(self, held: str) -> Doorway | None:
+        """Nobody in this world connects to anything."""
 
     async def settle_in(self) -> None:
         """There are no cgroups in this world."""
