@@ -136,6 +136,11 @@ NAME_SILENCE_S = 1.0
 NAME_ANSWER_S = 2.0
 NAME_QUESTIONS_MAX = 32  # asked at once for one sandbox
 
+# Watching a namespace's network. An engine sets up an interface by a dozen changes within milliseconds.
+NETWORK_QUIET_S = 0.3  # after the last of them
+NETWORK_UNQUIET_S = 3.0  # one that never comes to rest is looked at this often
+NETWORK_PAUSE_S = 2.0  # from one change of the guest's network to the next: each is recorded
+
 # Connections to `localhost` in the pod's namespace that are forwarded to the guest. Each holds a few descriptors here and up
 # to 0.5 MiB in the guest; a browser opens six. Who comes while so many are open tries again by himself, a second later.
 FORWARDED_MAX = 64

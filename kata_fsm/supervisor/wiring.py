@@ -23,6 +23,8 @@ from kata_fsm.world import Paths, World
 
 if TYPE_CHECKING:
     from kata_fsm.effects.localhost.doorway import Doorway
+    from kata_fsm.effects.network.model import Network
+    from kata_fsm.effects.network.news import News
 
 
 class Wiring:
@@ -39,13 +41,14 @@ class Wiring:
         self.monitor = Monitor(paths.qmp_sock)
         self.place = Placement(paths.uid, config)
         self.launch = hypervisor.HypervisorLaunch(paths, settings, self.monitor, self.place)
+        self.change = NetworkChange(paths, settings, self.monitor, link)
         self.prepare = share.SharePrepare(paths, settings, self.place)
         self.handlers: dict[str, Handler] = {
             "hypervisor.launch": self.launch,
             "hypervisor.stop": hypervisor.HypervisorStop(paths, settings, self.monitor),
             "network.attach": network.NetworkAttach(paths, settings),
             "network.plug": network.NetworkPlug(paths, settings, self.monitor, link),
-            "network.change": NetworkChange(paths, settings, self.monitor, link),
+            "network.change": self.change,
             "network.detach": network.NetworkDetach(paths, settings),
             "share.prepare": self.prepare,
             "share.plug": share.SharePlug(paths, settings, self.monitor),
@@ -71,6 +74,16 @@ class Wiring:
         from kata_fsm.effects.localhost.doorway import Doorway
 
         return await trio.to_thread.run_sync(Doorway, held) if held == self.netns else None
+
+    async def network_news(self, held: str) -> News | None:
+        """News of the network of the namespace at `held`, from now on. Raises OSError."""
+        from kata_fsm.effects.network.news import News
+
+        return await trio.to_thread.run_sync(News, held)
+
+    async def network_found(self, known: Network) -> Network:
+        """What the guest should have: `known`, where nothing has changed. Raises EffectError."""
+        return await self.change.found(known)
 
     async def settle_in(self) -> None:
         """Go where a supervisor of this sandbox belongs: whoever started this one was somewhere else."""

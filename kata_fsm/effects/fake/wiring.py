@@ -28,6 +28,8 @@ from kata_fsm.world import World
 
 if TYPE_CHECKING:
     from kata_fsm.effects.localhost.doorway import Doorway
+    from kata_fsm.effects.network.model import Network
+    from kata_fsm.effects.network.news import News
 
 LIMIT_S = 30.0
 """After this an effect that hangs is given up by its own limit."""
@@ -147,6 +149,13 @@ class FakeWiring:
 
     async def doorway(self, held: str) -> Doorway | None:
         """Nobody in this world connects to anything."""
+
+    async def network_news(self, held: str) -> News | None:
+        """In this world whoever changes a network says so."""
+
+    async def network_found(self, known: Network) -> Network:
+        """Nobody looks by himself."""
+        return known
 
     async def settle_in(self) -> None:
         """There are no cgroups in this world."""
