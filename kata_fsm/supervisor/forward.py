@@ -155,17 +155,23 @@ class Forwarder:
             return
         expected = _Expected()
         try:
-            sock = await self._accepted(knock, expected)
-            broken = "nobody was there any more"
-            if sock is not None:
-                self._tell(f"port {knock.port} is connected (`{name}`)")
-                broken = await relay(self._link, name, sock, self._lied)
-            if broken:
-                self._tell(f"`{name}` broke: {broken}")
+            broken = await self._carried(knock, name, expected)
+        except OSError as error:
+            broken = f"on the host: {error.strerror or error}"
         finally:
             if expected.sock is not None:
                 expected.sock.close()
+        if broken:
+            self._tell(f"`{name}` broke: {broken}")
         await self._close(name, abort=bool(broken))
+
+    async def _carried(self, knock: Knock, name: str, expected: _Expected) -> str:
+        """From being let in to the end; why it broke, if it did. Raises OSError."""
+        sock = await self._accepted(knock, expected)
+        if sock is None:
+            return "nobody was there any more"
+        self._tell(f"port {knock.port} is connected (`{name}`)")
+        return await relay(self._link, name, sock, self._lied)
 
     async def _accepted(self, knock: Knock, expected: _Expected) -> socket.socket | None:
         """Let it in and wait for it; None when it has not come."""
@@ -176,8 +182,8 @@ class Forwarder:
                 await expected.come.wait()
         finally:
             del self._expected[knock.key]
-        if expected.sock is None:
-            self._forget(knock)
+            if expected.sock is None:
+                self._forget(knock)
         return expected.sock
 
     async def _close(self, name: str, *, abort: bool) -> None:

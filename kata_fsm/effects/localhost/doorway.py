@@ -25,6 +25,11 @@ from kata_fsm.effects.localhost.packets import Knock
 
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _ADDRESSES: dict[int, str] = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+# IP_FREEBIND, IPV6_FREEBIND: the address is there when `lo` is up, which it may become later.
+_FREEBIND: dict[int, tuple[int, int]] = {
+    socket.AF_INET: (socket.IPPROTO_IP, 15),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 78),
+}
 _ETHERTYPES = {socket.AF_INET: 0x0800, socket.AF_INET6: 0x86DD}
 _BACKLOG = 128
 _PORTS_LEFT_MAX = 1024
@@ -56,11 +61,12 @@ class Doorway:
         for family in FAMILIES:
             try:
                 listener = undo.enter_context(_socket(family, socket.SOCK_STREAM, 0))
-                listener.bind((_ADDRESSES[family], 0))
             except OSError as error:
-                if family == socket.AF_INET6 and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                if family == socket.AF_INET6 and error.errno == errno.EAFNOSUPPORT:
                     continue
                 raise
+            listener.setsockopt(*_FREEBIND[family], 1)
+            listener.bind((_ADDRESSES[family], 0))
             packets.attach(listener, packets.only_admitted(family))
             listener.listen(_BACKLOG)
             tap = undo.enter_context(_socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0))
@@ -99,7 +105,7 @@ class Doorway:
         while True:
             try:
                 packet = self.taps[family].recv(_PACKET_BYTES)
-            except BlockingIOError:
+            except OSError:  # nothing; or `lo` went down, which is told once
                 return
             knock = packets.read(family, packet)
             if knock is not None:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -182,17 +184,57 @@ def test_nothing_stays(pod: str) -> None:
         start(pod, 8080).result(LIMIT_S)
 
 
-def test_without_ipv6(pod: str) -> None:
+def refused_by(door: Doorway, pod: str, address: str) -> None:
+    asked = start(pod, 8080, address)
+    door.refuse(heard(door, address))
+    with pytest.raises(ConnectionRefusedError):
+        asked.result(LIMIT_S)
+
+
+def test_where_ipv6_is_switched_off(pod: str) -> None:
     def switch_off() -> None:
         Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6").write_text("1")
 
     netns.inside(pod, switch_off)
     door = Doorway(pod)
+    refused_by(door, pod, "127.0.0.1")
+    with pytest.raises(OSError, match="Cannot assign requested address"):
+        start(pod, 8080, "::1").result(LIMIT_S)
+    door.close()
+
+
+def test_without_ipv6(pod: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = doorway._socket
+
+    def unknown(family: int, kind: int, protocol: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return made(family, kind, protocol)
+
+    monkeypatch.setattr(doorway, "_socket", unknown)
+    door = Doorway(pod)
     assert list(door.listeners) == [socket.AF_INET]
-    asked = start(pod, 8080)
-    door.refuse(heard(door))
-    with pytest.raises(ConnectionRefusedError):
-        asked.result(LIMIT_S)
+    refused_by(door, pod, "127.0.0.1")
+    door.close()
+
+
+def test_an_interface_that_goes_down_and_comes_up(pod: str) -> None:
+    def switch(state: str) -> None:
+        subprocess.run(["nsenter", f"--net={pod}", "ip", "link", "set", "lo", state], check=True)
+
+    switch("down")
+    door = Doorway(pod)
+    switch("up")
+    for family in door.listeners:
+        assert list(door.knocks(family)) == []  # though there was an error to be told
+    for address in FAMILIES:
+        refused_by(door, pod, address)
+    switch("down")
+    for family in door.listeners:
+        assert list(door.knocks(family)) == []
+    switch("up")
+    for address in FAMILIES:
+        refused_by(door, pod, address)
     door.close()
 
 

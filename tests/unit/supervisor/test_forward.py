@@ -42,11 +42,12 @@ async def standing(house: House, pod: str) -> House:
     return house
 
 
-async def connect(pod: str, port: int = PORT) -> trio.SocketStream:
+async def connect(pod: str, port: int = PORT, hops: int = 64) -> trio.SocketStream:
     """Raises OSError."""
     sock = trio.socket.from_stdlib_socket(
         netns.inside(pod, lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
     )
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, hops)
     try:
         with trio.fail_after(LIMIT_S):
             await sock.connect(("127.0.0.1", port))
@@ -301,15 +302,32 @@ async def test_without_a_doorway_all_is_as_before(
     assert capfd.readouterr().err.count("port-forward") == bool(said)
 
 
-async def test_a_connection_that_nobody_expects_is_closed(
-    standing: House, pod: str, peer: AgentPeer, open_port: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that is accepted after it was given up."""
-    monkeypatch.setattr(forward, "FORWARD_ACCEPT_S", 0.0)
+async def test_a_connection_that_nobody_expects_is_closed(standing: House, pod: str, peer: AgentPeer) -> None:
+    """As one that is accepted after it was given up, or whose client gives itself the sign."""
     try:
-        stream = await connect(pod)
+        stream = await connect(pod, hops=1)
     except ConnectionResetError:
         pass  # it was closed before its client had looked
     else:
         await reset(stream)
+    assert not peer.called("OpenConnection")
+
+
+async def test_a_client_that_does_not_come_is_given_up(
+    standing: House, pod: str, peer: AgentPeer, open_port: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward, "FORWARD_ACCEPT_S", 0.1)
+    dial, dialled, gone = peer.script["OpenConnection"], trio.Event(), trio.Event()
+
+    async def slow(request: Message) -> Any:
+        dialled.set()
+        await gone.wait()
+        return await dial(request)
+
+    peer.script["OpenConnection"] = slow
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connect, pod)
+        await dialled.wait()
+        nursery.cancel_scope.cancel()
+    gone.set()
     assert await closed(peer) == [True]
