@@ -127,7 +127,7 @@ def test_what_listens_in_the_guest_is_reached_at_localhost(kata: Kata, lab: Lab)
     kata("delete", "--force", "c1")
     assert not answers(pod.path, HTTP)
     assert laboratory.changes(before, pod.dump()) == ""
-    assert [line.split()[:3] for line in sockets(pod).splitlines() if "0A" in line] == []
+    assert [line.split()[:3] for line in sockets(pod).splitlines() if " 0A " in line] == []
     assert [line for line in sockets(pod).splitlines() if " 06 " not in line] == bare.splitlines()  # 06: TIME_WAIT
 
 

@@ -3,7 +3,7 @@
 process of the pod. Those are in the guest, whose `localhost` is another; here their connections are taken.
 
 Nobody may be told that a port is open before it is known to be. So a connection's first packet is held: a BPF program gives
-every lookup for 127.0.0.1 and ::1 to a listener of ours, whose filter drops first packets without our sign, while a packet
+every lookup for 127.0.0.1 and ::1 to a listener of ours, whose filter drops first packets without our sign, while a raw
 socket shows them to us. Whoever knocked is then *admitted*, by the same packet with the sign, or *refused* by a reset, and
 gets from connect(2) what the guest would have answered; a port at which a process of the host listens in the namespace is
 *left* to it. What is neither is sent again by whoever sent it, a second later.
@@ -30,7 +30,6 @@ _FREEBIND: dict[int, tuple[int, int]] = {
     socket.AF_INET: (socket.IPPROTO_IP, 15),
     socket.AF_INET6: (socket.IPPROTO_IPV6, 78),
 }
-_ETHERTYPES = {socket.AF_INET: 0x0800, socket.AF_INET6: 0x86DD}
 _BACKLOG = 128
 _PORTS_LEFT_MAX = 1024
 _PACKET_BYTES = 2048
@@ -69,9 +68,11 @@ class Doorway:
             listener.bind((_ADDRESSES[family], 0))
             packets.attach(listener, packets.only_admitted(family))
             listener.listen(_BACKLOG)
-            tap = undo.enter_context(_socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0))
+            # A packet socket would do as well, and make the kernel wait 10 ms when it is closed, our sudden death included.
+            tap = undo.enter_context(_socket(family, socket.SOCK_RAW, socket.IPPROTO_TCP))
             packets.attach(tap, packets.only_knocks(family))
-            tap.bind(("lo", _ETHERTYPES[family]))
+            tap.setsockopt(*_FREEBIND[family], 1)
+            tap.bind((_ADDRESSES[family], 0))
             self.listeners[family], self.taps[family] = listener, tap
             self._raws[family] = undo.enter_context(_socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW))
             name = "tcp" if family == socket.AF_INET else "tcp6"
@@ -105,7 +106,7 @@ class Doorway:
         while True:
             try:
                 packet = self.taps[family].recv(_PACKET_BYTES)
-            except OSError:  # nothing; or `lo` went down, which is told once
+            except BlockingIOError:
                 return
             knock = packets.read(family, packet)
             if knock is not None:

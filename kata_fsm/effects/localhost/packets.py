@@ -22,7 +22,7 @@ _HEADER6 = 40
 _TCP_BYTES_MIN = 20
 _SO_ATTACH_FILTER = 26
 _NETWORK_HEADER = 0xFFF0_0000  # SKF_NET_OFF: from here on offsets count from the network's header
-_WORD, _HALF, _BYTE = 0x20, 0x28, 0x30
+_WORD, _BYTE = 0x20, 0x30
 _ALL, _NOTHING = 0xFFFF_FFFF, 0
 
 Test = list[tuple[int, int, int, int]]
@@ -59,17 +59,12 @@ def _is(kind: int, offset: int, value: int, left: int) -> Test:
 
 
 def only_knocks(family: int) -> Test:
-    """For a packet socket: first packets from `localhost` to `localhost` that nobody has let through yet."""
+    """For a raw socket of TCP: first packets from `localhost` to `localhost` that nobody has let through yet."""
     address = _LOCALHOST[family]
-    if family == socket.AF_INET:
-        (word,) = struct.unpack("!I", address)
-        tests = [(_BYTE, 9, socket.IPPROTO_TCP), (_WORD, 12, word), (_WORD, 16, word)]
-    else:
-        words = struct.unpack("!4I", address)
-        tests = [(_BYTE, 6, socket.IPPROTO_TCP)]
-        tests += [(_WORD, 8 + 4 * at, word) for at, word in enumerate((*words, *words))]
+    words = struct.unpack(f"!{len(address) // 4}I", address) * 2
+    begin = 12 if family == socket.AF_INET else 8
     rest: Test = [
-        (_BYTE, 0, 0, _HOPS_AT[family]),
+        (_BYTE, 0, 0, _NETWORK_HEADER + _HOPS_AT[family]),
         (0x15, 5, 0, SIGN),
         *_tcp_flags(family),
         (0x54, 0, 0, _SYN | _ACK),
@@ -78,16 +73,16 @@ def only_knocks(family: int) -> Test:
         (0x06, 0, 0, _NOTHING),
     ]
     made: Test = []
-    for at, (kind, offset, value) in enumerate(tests):
-        made += _is(kind, offset, value, 2 * (len(tests) - at - 1) + len(rest) - 1)
+    for at, word in enumerate(words):
+        made += _is(_WORD, _NETWORK_HEADER + begin + 4 * at, word, 2 * (len(words) - at - 1) + len(rest) - 1)
     return made + rest
 
 
 def _tcp_flags(family: int) -> Test:
-    """Two lines that load them, from the beginning of the network's header."""
+    """Two lines that load them. What such a socket sees begins with the network's header for IPv4, without it for IPv6."""
     if family == socket.AF_INET:
         return [(0xB1, 0, 0, 0), (0x50, 0, 0, 13)]  # behind a header of any length
-    return [(0x00, 0, 0, 0), (_BYTE, 0, 0, _HEADER6 + 13)]
+    return [(0x00, 0, 0, 0), (_BYTE, 0, 0, 13)]
 
 
 def only_admitted(family: int) -> Test:
@@ -107,13 +102,20 @@ def only_admitted(family: int) -> Test:
 # --- packets
 
 
-def read(family: int, packet: bytes) -> Knock | None:
-    """What passed the filter of `only_knocks`; None for one that was cut off."""
-    at = (packet[0] & 0x0F) * 4 if family == socket.AF_INET and packet else _HEADER6
+def read(family: int, data: bytes) -> Knock | None:
+    """What such a socket has received; None for one that was cut off."""
+    packet = data if family == socket.AF_INET else _header6(len(data)) + data
+    at = (packet[0] & 0x0F) * 4 if packet else 0
+    at = at if family == socket.AF_INET else _HEADER6
     if len(packet) < at + _TCP_BYTES_MIN:
         return None
     client, port, seq = struct.unpack_from("!HHI", packet, at)
     return Knock(family, client, port, seq, packet)
+
+
+def _header6(size: int) -> bytes:
+    address = _LOCALHOST[socket.AF_INET6]
+    return struct.pack("!IHBB", 6 << 28, size, socket.IPPROTO_TCP, _HOPS) + address * 2
 
 
 def admitted(knock: Knock) -> bytes:
@@ -132,12 +134,11 @@ def refusal(knock: Knock) -> bytes:
         "!HHIIBBHHH", knock.port, knock.client, 0, (knock.seq + 1) & 0xFFFF_FFFF, 0x50, _RST | _ACK, 0, 0, 0
     )
     segment = head[:16] + struct.pack("!H", _checksum(knock.family, head)) + head[18:]
-    address = _LOCALHOST[knock.family]
-    if knock.family == socket.AF_INET:  # the kernel adds this header's checksum
-        header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), 0, 0, _HOPS, socket.IPPROTO_TCP, 0)
-    else:
-        header = struct.pack("!IHBB", 6 << 28, len(segment), socket.IPPROTO_TCP, _HOPS)
-    return header + address * 2 + segment
+    if knock.family == socket.AF_INET6:
+        return _header6(len(segment)) + segment
+    # The kernel adds this header's checksum.
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), 0, 0, _HOPS, socket.IPPROTO_TCP, 0)
+    return header + _LOCALHOST[socket.AF_INET] * 2 + segment
 
 
 def _checksum(family: int, segment: bytes) -> int:

@@ -226,7 +226,7 @@ def test_an_interface_that_goes_down_and_comes_up(pod: str) -> None:
     door = Doorway(pod)
     switch("up")
     for family in door.listeners:
-        assert list(door.knocks(family)) == []  # though there was an error to be told
+        assert list(door.knocks(family)) == []
     for address in FAMILIES:
         refused_by(door, pod, address)
     switch("down")
@@ -260,10 +260,11 @@ def test_a_namespace_that_is_gone(tmp_path: Path) -> None:
         Doorway(str(tmp_path / "none"))
 
 
-@pytest.mark.parametrize("family", FAMILIES.values())
-def test_a_packet_that_was_cut_off(family: int) -> None:
-    for size in range(40):
+@pytest.mark.parametrize(("family", "whole"), [(socket.AF_INET, 40), (socket.AF_INET6, 20)])
+def test_a_packet_that_was_cut_off(family: int, whole: int) -> None:
+    for size in range(whole):
         assert packets.read(family, b"\x45" * size) is None
+    assert packets.read(family, b"\x45" * whole) is not None
 
 
 def test_what_listens_is_read_of_the_kernels_table(tmp_path: Path) -> None:
