@@ -166,6 +166,20 @@ NAME_SILENCE_S = 1.0
 NAME_ANSWER_S = 2.0
 NAME_QUESTIONS_MAX = 32  # asked at once for one sandbox
 
+# Watching a namespace's network. An engine sets up an interface by a dozen changes within milliseconds.
+NETWORK_QUIET_S = 0.3  # after the last of them
+NETWORK_UNQUIET_S = 3.0  # one that never comes to rest is looked at this often
+NETWORK_PAUSE_S = 2.0  # from one change of the guest's network to the next: each is recorded
+
+# Connections to `localhost` in the pod's namespace that are forwarded to the guest. Each holds a few descriptors here and up
+# to 0.5 MiB in the guest; a browser opens six. Who comes while so many are open tries again by himself, a second later.
+FORWARDED_MAX = 64
+FORWARD_DIAL_S = 10.0  # in the guest to itself: refused at once, or a server that is too busy to accept
+FORWARD_ACCEPT_S = 5.0  # a client that was let in completes its connection within microseconds, if it is still there
+FORWARD_LEFT_S = 1.0  # the time for a packet to get from one socket of the host's to another; it takes microseconds
+FORWARD_SEEN_MAX = 256  # first packets that are remembered: one that is sent again comes within seconds
+FORWARD_TOLD_MAX = 200  # lines in the supervisor's log about one pod's
+
 # Lines to the host's log by one process: a supervisor whose guest misbehaves must not fill it.
 SYSTEM_LOG_LINES_MAX = 200
 SYSTEM_LOG_WINDOW_S = 30.0

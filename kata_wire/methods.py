@@ -53,8 +53,10 @@ METHODS: dict[str, dict[str, tuple[str, str]]] = {
         "WriteStdin": ("grpc.WriteStreamRequest", "grpc.WriteStreamResponse"),
     },
     "katafsm.Extension": {
+        "CloseConnection": ("katafsm.CloseConnectionRequest", "google.protobuf.Empty"),
         "GiveAnswer": ("katafsm.GiveAnswerRequest", "google.protobuf.Empty"),
         "ListPids": ("katafsm.ListPidsRequest", "katafsm.ListPidsResponse"),
+        "OpenConnection": ("katafsm.OpenConnectionRequest", "google.protobuf.Empty"),
         "QueryState": ("google.protobuf.Empty", "katafsm.QueryStateResponse"),
         "ReadStream": ("katafsm.ReadStreamRequest", "katafsm.ReadStreamResponse"),
         "RunPs": ("katafsm.RunPsRequest", "katafsm.RunPsResponse"),

@@ -535,6 +535,10 @@ MESSAGES: dict[str, tuple[tuple[int, str, str, str, str], ...]] = {
         (3, "data", "bytes", "", ""),
     ),
     "grpc.WriteStreamResponse": ((1, "len", "uint32", "", ""),),
+    "katafsm.CloseConnectionRequest": (
+        (1, "id", "string", "", ""),
+        (2, "abort", "bool", "", ""),
+    ),
     "katafsm.ContainerState": (
         (1, "container_id", "string", "", ""),
         (2, "state", "string", "", ""),
@@ -547,6 +551,10 @@ MESSAGES: dict[str, tuple[tuple[int, str, str, str, str], ...]] = {
     ),
     "katafsm.ListPidsRequest": ((1, "container_id", "string", "", ""),),
     "katafsm.ListPidsResponse": ((1, "pids", "uint32", "repeated", ""),),
+    "katafsm.OpenConnectionRequest": (
+        (1, "id", "string", "", ""),
+        (2, "port", "uint32", "", ""),
+    ),
     "katafsm.ProcessState": (
         (1, "exec_id", "string", "", ""),
         (2, "pid", "uint32", "", ""),

@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .containers import Container
     from .processes import Process
+    from .rpc_connection import Connection
     from .rpc_names import Questions
 
 _OOM_EVENTS_MAX = 1024  # kept for a host that does not ask
@@ -47,7 +48,14 @@ class Agent:
         self.oom_events: list[str] = []  # container ids, oldest first
         self.oom_changed = Notice()
         self.questions: Questions | None = None  # since the host first asked for one
+        self.connections: dict[str, Connection] = {}  # into the guest, for somebody on the host
+        self.caller: object = None  # the session whose call is being begun
         self._serial = 0
+
+    def session_over(self, session: object) -> None:
+        """What belonged to it has lost its other end."""
+        for connection in [each for each in self.connections.values() if each.session is session]:
+            connection.close(abort=True)
 
     def container(self, container_id: str) -> Container:
         """Raises NOT_FOUND."""

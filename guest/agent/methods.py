@@ -52,6 +52,8 @@ HANDLERS: dict[str, dict[str, tuple[str, str]]] = {
         "WriteStream": ("rpc_stream", "write_stream"),
         "TakeQuestion": ("rpc_names", "take_question"),
         "GiveAnswer": ("rpc_names", "give_answer"),
+        "OpenConnection": ("rpc_connection", "open_connection"),
+        "CloseConnection": ("rpc_connection", "close_connection"),
     },
 }
 
@@ -68,6 +70,7 @@ ONLY_WAITING = frozenset(
         "WriteStdin",
         "WriteStream",
         "TakeQuestion",
+        "OpenConnection",
     )
 )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process's streams: by offset (ours), and the Kata agent's own calls on top of the same rings.
+"""The streams of a process, or of a connection: by offset (ours), and the Kata agent's own calls on top of the same rings.
 
 ReadStdout and ReadStderr acknowledge what they hand out. A host should use one kind of call or the other for one stream.
 """
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .agent import Agent
     from .loop import Wait
     from .processes import Process
+    from .rpc_connection import Connection
     from .streams import Input, Output
 
     Message = dict[str, Any]
@@ -69,7 +70,10 @@ def _wait_and_slice(output: Output, start: int, limit: int, timeout_s: float) ->
 
 def _slice(output: Output, start: int, limit: int) -> Message:
     data = output.peek(limit, start - output.acknowledged)
-    return {"offset": start, "eof": output.at_eof and start + len(data) == output.end, "data": data}
+    at_end = output.at_eof and start + len(data) == output.end
+    if at_end and output.broken and not data:
+        raise precondition(output.broken)
+    return {"offset": start, "eof": at_end and not output.broken, "data": data}
 
 
 def write_stream(agent: Agent, request: Message) -> Steps:
@@ -129,11 +133,14 @@ def _read(agent: Agent, request: Message, number: int) -> Steps:
     return {"data": data}
 
 
-def _find(agent: Agent, request: Message) -> Process:
-    return agent.process(request.get("container_id", ""), request.get("exec_id", ""))
+def _find(agent: Agent, request: Message) -> Process | Connection:
+    container_id, exec_id = request.get("container_id", ""), request.get("exec_id", "")
+    if not container_id and exec_id in agent.connections:
+        return agent.connections[exec_id]
+    return agent.process(container_id, exec_id)
 
 
-def _input(process: Process) -> Input:
+def _input(process: Process | Connection) -> Input:
     if process.stdin is None:
         raise precondition(f"{process.name} has no standard input")
     return process.stdin

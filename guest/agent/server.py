@@ -89,6 +89,7 @@ class Server:
         call = _Call(connection, frame.stream_id, request.method, messages[1])
         if self._agent.settings.log_calls:
             say(f"call {call.stream_id}: {call.method}")
+        self._agent.caller = connection
         result = function(self._agent, value)
         if isinstance(result, dict):
             self._answer(call, result, None)
@@ -146,6 +147,7 @@ class Server:
             if call.only_waiting and call.task is not None:
                 call.task.cancel()
                 self._calls[connection].discard(call)
+        self._agent.session_over(connection)
 
 
 def _load(module: str) -> Any:

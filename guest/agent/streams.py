@@ -44,6 +44,8 @@ INPUT_BYTES = 256 << 10  # accepted and not yet taken by the process
 class Output:
     """One output stream. Offsets: acknowledged <= ... <= end, at most RING_BYTES or KEPT_BYTES apart."""
 
+    broken = ""  # why it ended before its end, if it did
+
     def __init__(self, loop: Loop, fd: int) -> None:
         """Takes over `fd`: the non-blocking read end of a pipe, or a terminal's master."""
         self._loop = loop
@@ -76,7 +78,7 @@ class Output:
             self._origin = offset  # begin at index 0 again: small outputs touch few pages of the ring
             if self.at_eof:
                 self._forget()
-            elif self._full and self._size < RING_BYTES:
+            elif self._full and self._size < self._ring_max():
                 self._enlarge()
         if self._full and self._free() >= _RESUME_FREE_BYTES:
             self.demand()  # there is most likely something: it saves a turn of the loop
@@ -132,8 +134,11 @@ class Output:
             except OSError:
                 pass  # too many descriptors, or no memory: it works without
         if self._kept is None:
-            self._size = RING_BYTES
+            self._size = self._ring_max()
             self._ring = memoryview(bytearray(self._size))
+
+    def _ring_max(self) -> int:
+        return RING_BYTES
 
     def _free(self) -> int:
         if self._kept is not None and self._kept.full:
@@ -267,7 +272,11 @@ class Input:
             return
         self._set_watched(bool(self._pending))
         if self._eof and not self._pending and not self._terminal:
-            self.close()
+            self._end()
+
+    def _end(self) -> None:
+        """All of it has been taken, and no more comes."""
+        self.close()
 
     def _set_watched(self, wanted: bool) -> None:
         if wanted and not self._watched:

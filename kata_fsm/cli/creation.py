@@ -232,6 +232,7 @@ def sandbox_message(
         "kernel_modules": kernel_modules(settings),
         "netns": adapted.netns,
         "network_model": settings.runtime.internetworking_model,
+        **({"network_watched": True} if settings.netmon.enable_netmon else {}),
         "hostname": loaded.spec.hostname or "",
         "shm_size": adapted.shm_size,
         "sandbox_pidns": False,

@@ -219,8 +219,7 @@ OTHER: dict[str, dict[str, Known]] = {
         _PROCESS, path=("/usr/libexec/kata-containers/kata-shim", ""), enable_debug=False, enable_tracing=False
     ),
     "netmon": _keys(
-        "the network is not watched",
-        enable_netmon=False,
+        "the supervisor watches the network itself",
         path=("/usr/libexec/kata-containers/kata-netmon", ""),
         enable_debug=False,
     ),

@@ -222,10 +222,23 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
 
 
+class Netmon(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[netmon]`: the pod's network while it runs."""
+
+    enable_netmon: Annotated[
+        bool,
+        _about(
+            "Watch the sandbox's network namespace, and give the guest what is moved into it, changed or taken away while "
+            "it runs, as `kata-fsm network rescan` does."
+        ),
+    ] = False
+
+
 SECTIONS: dict[tuple[str, ...], type[msgspec.Struct]] = {
     ("hypervisor", "qemu"): Qemu,
     ("agent", "kata"): Agent,
     ("runtime",): Runtime,
+    ("netmon",): Netmon,
 }
 
 BUILT_IN: dict[str, Any] = {
@@ -279,6 +292,7 @@ class Settings(msgspec.Struct, frozen=True):
     qemu: Qemu = Qemu()
     agent: Agent = Agent()
     runtime: Runtime = Runtime()
+    netmon: Netmon = Netmon()
     origin: str | None = None
     warnings: tuple[str, ...] = ()
     file_notes: tuple[str, ...] = ()

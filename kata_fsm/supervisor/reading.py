@@ -35,6 +35,7 @@ class Asked:
         self.content: bytes | Bulk = b""
         self.eof = False  # no byte follows
         self.over = False  # there will be none, neither from here on nor later
+        self.why = ""  # in the agent's words, if it has said so
         self.begun = trio.Event()  # it is known to be large, or has come
         self.come = trio.Event()
         self.lie: AgentLied | None = None
@@ -100,7 +101,8 @@ class StreamReader:
                 reply = await self._link.call(
                     EXTENSION, "ReadStream", request, timeout_s=AGENT_CALL_TIMEOUT_S, into=bulk
                 )
-            except AgentCallError:
+            except AgentCallError as error:
+                asked.why = error.message
                 return False
             except EffectError:
                 await trio.sleep(RETRY_S)  # between two connections; whether the agent is lost is decided elsewhere

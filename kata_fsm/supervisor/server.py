@@ -54,6 +54,7 @@ class Server:
         self.link = link
         self.watcher = watcher
         self.paths = paths
+        watcher.rescan = self._rescan
         self._cleaned = cleaned
         self.clients = 0  # connected
         self.requests = 0  # being answered
@@ -75,6 +76,12 @@ class Server:
         wiring = Wiring(self.paths, WORLD, self.link, config, lambda: limits_of(self.runtime.pod))
         self.watcher.wiring = wiring
         self.runtime.handlers = wiring.handlers
+
+    async def _rescan(self) -> None:
+        """What is moved into the pod's network namespace has been seen."""
+        from kata_fsm.supervisor import networking
+
+        await networking.change(self, {"rescan": True})
 
     def keep(self, name: str, value: Facts) -> Kept:
         """Keep what only the guest needs until it has it."""

@@ -22,7 +22,7 @@ import trio
 from journal import JournalError
 from kata_fsm.effects import process as host
 from kata_fsm.effects.agent.bulk import Bulk
-from kata_fsm.effects.agent.client import AGENT, EXTENSION, AgentCallError
+from kata_fsm.effects.agent.client import AGENT, AgentCallError
 from kata_fsm.effects.process import Identity
 from kata_fsm.errors import CallerError, EffectError
 from kata_fsm.limits import (
@@ -35,6 +35,7 @@ from kata_fsm.machines.pod import INIT, Pod
 from kata_fsm.machines.vocab import AgentLost, Drained
 from kata_fsm.supervisor.channel import Channel
 from kata_fsm.supervisor.reading import AgentLied, Asked, StreamReader
+from kata_fsm.supervisor.writing import write
 
 if TYPE_CHECKING:
     from kata_fsm.effects.agent.link import Link
@@ -285,26 +286,11 @@ class Session:
 
     async def _send_input(self, offset: int, data: bytes, *, eof: bool) -> bool:
         """Hand bytes to the guest; False when the process takes no more. Raises `AgentLied`."""
-        from kata_wire import messages
-
-        while True:
-            request = messages.extension.WriteStreamRequest(
-                container_id=self.container, exec_id=self.exec_id, offset=offset, data=data, eof=eof
-            )
-            try:
-                reply = await self._link.call(EXTENSION, "WriteStream", request, timeout_s=None)
-            except AgentCallError:
-                return False
-            if not data:
-                return True
-            # It answers when it has taken at least one byte, and cannot have taken more than it was given.
-            if not offset < reply.offset <= offset + len(data):
-                given = f"{len(data)} bytes at {offset}"
-                raise AgentLied(f"WriteStream was given {given}, and answered that it wants the byte at {reply.offset}")
-            data = data[reply.offset - offset :]
-            offset = reply.offset
-            if not data:
-                return True
+        try:
+            await write(self._link, self.container, self.exec_id, offset, data, eof=eof)
+        except AgentCallError:
+            return False
+        return True
 
     # --- what the shim forwards ---------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from kata_fsm.effects import process as host
 from kata_fsm.effects.agent.client import EXTENSION, HEALTH, AgentCallError
 from kata_fsm.errors import EffectError
 from kata_fsm.limits import AGENT_WATCH_ANSWER_S, AGENT_WATCH_EVERY_S, RETRY_S, VM_DEATH_NOTICE_S
-from kata_fsm.machines import Cause, Pod, agent, process, share, vm
+from kata_fsm.machines import Cause, Pod, agent, network, process, sandbox, share, vm
 from kata_fsm.machines.intents import Watches
 from kata_fsm.machines.pod import INIT
 from kata_fsm.machines.vocab import EXIT_UNKNOWN, AgentLost, ProcessExited, ShareDied, VmDied
@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from kata_fsm.effects.agent.link import Link
     from kata_fsm.effects.protocols import Processes
     from kata_fsm.runtime import Runtime
+    from kata_fsm.supervisor.reading import AgentLied
     from kata_fsm.supervisor.wiring import Wiring
 
 Key = tuple[str, str]
 
 EXIT_CODE_MAX = 255
+_SERVED = (network.PLUGGED, network.CHANGING)
 
 
 class Watcher:
@@ -45,6 +47,9 @@ class Watcher:
         self._link = link
         self._nursery = nursery
         self.wiring: Wiring | None = None  # known as soon as there is a sandbox
+        self.rescan: Callable[[], Awaitable[object]] | None = (
+            None  # the pod's network, known as soon as there is a server
+        )
         self.blind = False  # watch nothing: the sandbox is being taken down because watching it has failed
         self._tasks: dict[Key, trio.CancelScope] = {}
         self.sessions: dict[str, Session] = {}
@@ -68,6 +73,10 @@ class Watcher:
             wanted[("agent", "")] = self._agent
         if pod.agent.state == agent.READY and pod.network.facts.get("resolver"):
             wanted[("names", "")] = self._names
+        if pod.agent.state == agent.READY and pod.sandbox.state == sandbox.READY:
+            wanted[("localhost", "")] = self._localhost
+            if pod.network.state in _SERVED and pod.sandbox.facts.get("config", {}).get("network_watched"):
+                wanted[("network", "")] = self._network
         watches = Watches(pod)
         for subject in watches.exits:
             wanted[("exit", subject)] = lambda subject=subject: self._exit(subject)  # type: ignore[misc]
@@ -144,6 +153,24 @@ class Watcher:
         from kata_fsm.supervisor import names
 
         await names.relay(self._link, str(self._runtime.pod.network.facts.get("netns") or ""))
+
+    async def _localhost(self) -> None:
+        """Connections to `localhost` in the pod's namespace on the host."""
+        from kata_fsm.supervisor import forward
+
+        if self.wiring is not None:
+            held = str(self._runtime.pod.network.facts.get("netns") or "")
+            await forward.serve(self._link, self.wiring.doorway(held), self._lied)
+
+    async def _network(self) -> None:
+        """What is moved into the pod's namespace, or out of it."""
+        from kata_fsm.supervisor import netmon
+
+        if self.wiring is not None and self.rescan is not None:
+            await netmon.watch(self.wiring, lambda: self._runtime.pod.network.facts, self.rescan)
+
+    async def _lied(self, lie: AgentLied) -> None:
+        await self._runtime.report(AgentLost(Cause("agent_lost", str(lie))))
 
     async def _exit(self, subject: str) -> None:
         from kata_wire import messages

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import trio
 
 from kata_fsm.effects import hooks, share, storage
 from kata_fsm.effects.agent import handlers as guest
@@ -23,6 +25,11 @@ from kata_fsm.machines.vocab import Cause
 from kata_fsm.oci.hosting import Limits
 from kata_fsm.world import Paths, World
 
+if TYPE_CHECKING:
+    from kata_fsm.effects.localhost.doorway import Doorway
+    from kata_fsm.effects.network.model import Network
+    from kata_fsm.effects.network.news import News
+
 
 class Wiring:
     """The handlers of one sandbox, and the two watches that know what an end leaves behind.
@@ -37,16 +44,18 @@ class Wiring:
         settings = from_dict(config.get("hypervisor") or {})
         boot_timeout_s = float(config.get("boot_timeout_s") or BOOT_TIMEOUT_S)
         create_timeout_s = float(config.get("create_timeout_s") or AGENT_CALL_TIMEOUT_S)
+        self.netns = paths.netns
         self.monitor = Monitor(paths.qmp_sock)
         self.place = Placement(paths.uid, config, limits)
         self.launch = hypervisor.HypervisorLaunch(paths, settings, self.monitor, self.place)
+        self.change = NetworkChange(paths, settings, self.monitor, link)
         self.prepare = share.SharePrepare(paths, settings, self.place)
         self.handlers: dict[str, Handler] = {
             "hypervisor.launch": self.launch,
             "hypervisor.stop": hypervisor.HypervisorStop(paths, settings, self.monitor),
             "network.attach": network.NetworkAttach(paths, settings),
             "network.plug": network.NetworkPlug(paths, settings, self.monitor, link),
-            "network.change": NetworkChange(paths, settings, self.monitor, link),
+            "network.change": self.change,
             "network.detach": network.NetworkDetach(paths, settings),
             "share.prepare": self.prepare,
             "share.plug": share.SharePlug(paths, settings, self.monitor),
@@ -65,6 +74,23 @@ class Wiring:
             "container.discard": hooks.After(storage.ContainerDiscard(paths), "poststop"),
             "process.exec": guest.ProcessExec(link, world),
         }
+
+    async def doorway(self, held: str) -> Doorway | None:
+        """Who stands for the guest at `localhost` of the namespace at `held`; None for one that is not ours to hold.
+        Raises OSError."""
+        from kata_fsm.effects.localhost.doorway import Doorway
+
+        return await trio.to_thread.run_sync(Doorway, held) if held == self.netns else None
+
+    async def network_news(self, held: str) -> News | None:
+        """News of the network of the namespace at `held`, from now on. Raises OSError."""
+        from kata_fsm.effects.network.news import News
+
+        return await trio.to_thread.run_sync(News, held)
+
+    async def network_found(self, known: Network) -> Network:
+        """What the guest should have: `known`, where nothing has changed. Raises EffectError."""
+        return await self.change.found(known)
 
     async def settle_in(self) -> None:
         """Go where a supervisor of this sandbox belongs, since whoever started this one was somewhere else, and see to it

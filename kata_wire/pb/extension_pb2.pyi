@@ -186,3 +186,19 @@ class GiveAnswerRequest(_message.Message):
     number: int
     data: bytes
     def __init__(self, number: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class OpenConnectionRequest(_message.Message):
+    __slots__ = ("id", "port")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    port: int
+    def __init__(self, id: _Optional[str] = ..., port: _Optional[int] = ...) -> None: ...
+
+class CloseConnectionRequest(_message.Message):
+    __slots__ = ("id", "abort")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ABORT_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    abort: bool
+    def __init__(self, id: _Optional[str] = ..., abort: _Optional[bool] = ...) -> None: ...

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import random
 import re
 import signal
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -192,12 +194,49 @@ def test_pods_reach_each_other(cri: Cri) -> None:
         assert b" 200 OK" in asked.recv(4096)
 
 
-@feature("port-forward", refused=True)
-def test_no_port_is_forwarded(cri: Cri) -> None:
+FORWARDED = r"""
+mkdir -p /tmp/www/cgi-bin
+dd if=/dev/urandom of=/tmp/www/file bs=64k count=64
+printf '#!/bin/sh\necho; head -c $CONTENT_LENGTH | sha256sum\n' > /tmp/www/cgi-bin/digest
+chmod 755 /tmp/www/cgi-bin/digest
+nc -ll -p 9000 -e /bin/cat &
+exec httpd -f -p 127.0.0.1:8000 -h /tmp/www
+"""
+
+
+@feature("port-forward")
+def test_ports_are_forwarded(cri: Cri) -> None:
+    """Channel 0 carries the port's data, 1 what went wrong; each begins with the port's number."""
     pod = cri.pod("forward")
-    pod.run("web", "httpd", "-f", "-p", "8000")
+    web = pod.run("web", "sh", "-c", FORWARDED)
+    wait_until(
+        lambda: web.exec("sh", "-c", "netstat -tln | grep :9000 && netstat -tln | grep :8000")[0] == 0, "it serves"
+    )
+    with closing(pod.forward(8000)) as forwarded:  # which listens at the guest's own localhost alone
+        forwarded.send(0, b"GET /file HTTP/1.0\r\n\r\n")
+        answer = forwarded.read_all()[0]
+    body = answer.partition(b"\r\n\r\n")[2]
+    assert len(body) == 64 << 16
+    assert hashlib.sha256(body).hexdigest() in web.shell("sha256sum /tmp/www/file")
+    data = random.Random(1).randbytes(3 << 20)
     with closing(pod.forward(8000)) as forwarded:
-        forwarded.read_until(1, b"refused")  # channel 0 carries the port's data, 1 what went wrong
+        forwarded.send(0, b"POST /cgi-bin/digest HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(data))
+        for at in range(0, len(data), 32 << 10):
+            forwarded.send(0, data[at : at + (32 << 10)])
+        forwarded.read_until(0, hashlib.sha256(data).hexdigest().encode())
+    with ExitStack() as stack:
+        several = [stack.enter_context(closing(pod.forward(9000))) for _ in range(8)]
+        for number, each in enumerate(several):
+            each.send(0, b"said by %d." % number)
+        for number, each in reversed(list(enumerate(several))):
+            each.read_until(0, b"said by %d." % number)
+        several[3].close()
+        several[4].send(0, b"And once more.")
+        several[4].read_until(0, b"And once more.")
+    with closing(pod.forward(8001)) as forwarded:
+        assert b"connection refused" in forwarded.read_all()[1]
+    pod.stop()
+    pod.remove()
 
 
 @feature("host network", refused=True)

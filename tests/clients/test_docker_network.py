@@ -36,6 +36,27 @@ def test_published_ports(docker: Docker, served: str) -> None:
     wire.check_published(docker.enclosure, served, "127.0.0.1", "::1")
 
 
+@feature(
+    "network connect: a running container, with `enable_netmon`", "network disconnect: likewise, with `enable_netmon`"
+)
+def test_a_network_is_connected_while_the_container_runs(docker: Docker, served: str) -> None:
+    docker("network", "create", "--subnet=10.94.0.0/24", "late")
+    docker("run", "-d", "--name=client", "--runtime=watching", "--network=late", IMAGE, "sleep", "1000")
+    docker("network", "connect", "two", "client")
+    address = docker.inspect("client")["NetworkSettings"]["Networks"]["two"]["IPAddress"]
+
+    def addresses() -> str:
+        return docker("exec", "client", "ip", "-4", "addr").stdout
+
+    wait_until(lambda: address in addresses(), "the guest has the second interface")
+    fetch = f"wget -q -O - http://server:{wire.HTTP}/data | sha256sum"
+    assert docker("exec", "client", "sh", "-c", fetch).stdout.split()[0] == served
+    docker("network", "disconnect", "two", "client")
+    wait_until(lambda: address not in addresses(), "the guest has it no more")
+    docker("rm", "-f", "client")
+    docker("network", "rm", "late")
+
+
 @feature("network create", "--network NAME: two containers", "--network NAME: IPv6", "--network NAME: by name")
 def test_two_machines_on_one_network(docker: Docker, served: str) -> None:
     """As `docker compose` has them: the client knows the server's name, its alias, and its addresses."""

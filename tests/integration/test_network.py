@@ -259,6 +259,42 @@ def test_interfaces_come_and_go_while_the_pod_runs(kata: Kata, lab: Lab, tmp_pat
     assert next(each for each in before["links"] if each["ifname"] == "eth1") in after["links"]
 
 
+def test_the_network_is_watched_where_that_is_wanted(kata: Kata, lab: Lab, tmp_path: Path) -> None:
+    """Nobody says that something has been moved in; the same pod without it sees nothing."""
+    settings = tmp_path / "configuration.toml"
+    settings.write_text("[netmon]\nenable_netmon = true\n")
+    pod, out = pair(lab)
+    made = bundle(kata, "b", pod, *SLEEP)
+    kata("--config", str(settings), "create", "--bundle", str(made), "c1")
+    kata("start", "c1")
+
+    def interfaces() -> set[str]:
+        return {each["Name"] for each in json.loads(kata("network", "list-ifaces", "c1").stdout)}
+
+    def move_in(device: str, number: int) -> None:
+        lab.wire(pod, device, out, f"up{number}")
+        pod.address(device, f"10.63.{number}.2/24")
+        out.address(f"up{number}", f"10.63.{number}.1/24")
+
+    move_in("eth1", 1)
+    wait_until(lambda: "eth1" in interfaces(), "the guest has eth1")
+    assert pings(kata, "c1", "10.63.1.1")
+    (supervisor,) = kata.processes("supervisor", "c1")
+    os.kill(supervisor, signal.SIGKILL)
+    move_in("eth2", 2)  # while nobody looks
+    wait_until(lambda: "eth2" in interfaces(), "the guest has eth2")
+    asked = tmp_path / "eth2.json"
+    asked.write_text('{"Name": "eth2"}')
+    kata("network", "del-iface", "c1", str(asked))
+    pod.ip("link", "del", "eth1")
+    wait_until(lambda: "eth1" not in interfaces(), "the guest has no eth1")
+    assert pings(kata, "c1", "10.61.0.1")
+    changes = [each for each in kata.story("c1") if (each["lane"], each["what"]) == ("intent", "network.change")]
+    assert 4 <= len(changes) <= 7  # each was found once, in whatever steps the kernel told of it
+    kata("delete", "--force", "c1")
+    assert [name for name in pod.links() if name not in ("lo", "eth0", "eth2")] == []
+
+
 def test_a_change_that_fails_half_way_leaves_what_was_there(kata: Kata, lab: Lab, tmp_path: Path) -> None:
     """The guest cannot set a route whose gateway it no longer reaches; by then the interface is unplugged already."""
     pod, out = pair(lab)

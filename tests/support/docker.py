@@ -27,6 +27,7 @@ class Docker(Engine):
         super().__init__(base, rootfs, enclosure)
         self.cgroup = base.name
         (base / "daemon.json").write_text(json.dumps(self._settings()))
+        (base / "watching.toml").write_text("[netmon]\nenable_netmon = true\n")
         self.daemon = self._start()
         try:
             self._await_answer()
@@ -63,7 +64,10 @@ class Docker(Engine):
         """daemon.json. Published ports and masquerading of IPv6 are experimental in Docker 20.10."""
         base = self.base
         return {
-            "runtimes": {"kata-fsm": {"path": str(self.runtime)}},
+            "runtimes": {
+                "kata-fsm": {"path": str(self.runtime)},
+                "watching": {"path": str(self.runtime), "runtimeArgs": ["--config", f"{base}/watching.toml"]},
+            },
             "default-runtime": "kata-fsm",
             "data-root": f"{base}/dd",
             "exec-root": f"{base}/dx",

@@ -40,6 +40,19 @@ class Wiring:
     def __init__(self) -> None:
         self.vm_end: tuple[trio.Event, list[Cause]] = (trio.Event(), [])
         self.share_end: tuple[trio.Event, list[Cause]] = (trio.Event(), [])
+        self.door: Any = None  # what makes one, or fails to
+
+        self.news: Any = None  # what makes some, or fails to
+        self.found: Any = None  # what the namespace has
+
+    async def network_news(self, held: str) -> Any:
+        return self.news(held) if self.news is not None else None
+
+    async def network_found(self, known: Any) -> Any:
+        return self.found(known)
+
+    async def doorway(self, held: str) -> Any:
+        return self.door(held) if self.door is not None else None
 
     async def limit(self) -> list[str]:
         return []

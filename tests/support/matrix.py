@@ -51,7 +51,8 @@ them | each shows its shim; the pod's own (`statsp`) shows the machine, `kata-fs
 | `--dns` on a network made by `docker network create`, for names outside | dockerd would ask from the pod's namespace \
 | the host's name servers are asked |
 | names by TCP at Docker's 127.0.0.11 | only UDP is carried | no answer: long ones come shortened |
-| `docker network connect` to a running container | nobody tells the runtime | `kata-fsm network rescan ID` |
+| `docker network connect` to a running container | nobody tells the runtime | `[netmon] enable_netmon` has the \
+supervisor watch, or `kata-fsm network rescan ID` |
 """
 
 

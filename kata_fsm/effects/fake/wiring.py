@@ -8,7 +8,7 @@ which brings about the faults that were planned.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
@@ -27,6 +27,11 @@ from kata_fsm.errors import EffectError, TimeoutExceeded
 from kata_fsm.machines.vocab import Cause
 from kata_fsm.oci.hosting import Limits
 from kata_fsm.world import World
+
+if TYPE_CHECKING:
+    from kata_fsm.effects.localhost.doorway import Doorway
+    from kata_fsm.effects.network.model import Network
+    from kata_fsm.effects.network.news import News
 
 LIMIT_S = 30.0
 """After this an effect that hangs is given up by its own limit."""
@@ -152,6 +157,16 @@ class FakeWiring:
             "process.exec": Exec(*there, host),
         }
         self.handlers: dict[str, Handler] = {kind: Faulty(kind, handler, doomed) for kind, handler in made.items()}
+
+    async def doorway(self, held: str) -> Doorway | None:
+        """Nobody in this world connects to anything."""
+
+    async def network_news(self, held: str) -> News | None:
+        """In this world whoever changes a network says so."""
+
+    async def network_found(self, known: Network) -> Network:
+        """Nobody looks by himself."""
+        return known
 
     async def settle_in(self) -> None:
         """The limits are made those of the record."""

@@ -58,13 +58,17 @@ class NetworkChange(Plugger):
         if "remove" in change:
             gone = _find(known, change["remove"])
             return known.on(each for each in known.interfaces if each is not gone)
-        if not os.path.lexists(self.paths.netns):
-            raise errors.EffectError("netns", "the network namespace is not held any more")
-        uid, settings = self.paths.uid, self.settings
-        found = await self._inside(lambda: namespace.look(uid, settings, known))
+        found = await self.found(known)
         if "add" not in change:
             return found
         return _with_added(known, found, change["add"])
+
+    async def found(self, known: Network) -> Network:
+        """What the guest should have, in the slots of what it has. Raises EffectError."""
+        if not os.path.lexists(self.paths.netns):
+            raise errors.EffectError("netns", "the network namespace is not held any more")
+        uid, settings = self.paths.uid, self.settings
+        return await self._inside(lambda: namespace.look(uid, settings, known))
 
     async def _converge(self, model: str, known: Network, wanted: Network, by_hand: bool) -> None:
         uid = self.paths.uid

@@ -30,9 +30,8 @@ def test_show_is_toml_with_every_value_and_its_origin(command: Any, file: Path) 
     found = tomli.loads(done.stdout)
     keys = {".".join((*path, name)) for path, type_ in SECTIONS.items() for name in type_.__struct_fields__}
     shown = {f"hypervisor.qemu.{name}" for name in found["hypervisor"]["qemu"]}
-    shown |= {f"agent.kata.{name}" for name in found["agent"]["kata"]} | {
-        f"runtime.{name}" for name in found["runtime"]
-    }
+    shown |= {f"agent.kata.{name}" for name in found["agent"]["kata"]}
+    shown |= {f"{section}.{name}" for section in ("runtime", "netmon") for name in found[section]}
     assert shown == keys
     lines = done.stdout.splitlines()
     assert lines[:2] == [f"# {file}", f"# {file.parent}/config.d/10-x"]

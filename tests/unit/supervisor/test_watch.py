@@ -27,6 +27,8 @@ def wanted(pod: Pod) -> set[tuple[str, str]]:
         found.add(("share", ""))
     if pod.agent.state in (agent.CONNECTED, agent.CONFIGURING, agent.READY):
         found.add(("agent", ""))
+    if pod.agent.state == agent.READY and pod.sandbox.state == sandbox.READY:
+        found.add(("localhost", ""))
     for subject, unit in pod.processes.items():
         if unit.state in (process.CREATED, process.RUNNING):
             found |= {("exit", subject), ("stdio", subject)}
@@ -53,7 +55,7 @@ async def test_the_watches_are_those_that_the_pod_asks_for_at_every_step(house: 
     await house.until("sandbox", sandbox.STOPPED)
     assert sets[-1] == set()
     both = {("exit", SUBJECT), ("stdio", SUBJECT), ("exit", EXEC), ("stdio", EXEC)}
-    assert {("vm", ""), ("share", ""), ("agent", "")} | both in sets
+    assert {("vm", ""), ("share", ""), ("agent", ""), ("localhost", "")} | both in sets
 
 
 async def test_another_supervisor_watches_the_same(another: Any, peer: AgentPeer) -> None:
