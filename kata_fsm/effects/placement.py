@@ -13,6 +13,7 @@ before the cgroup is removed, with the sandbox's last effect (`storage.Container
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,7 +46,7 @@ class Placement:
         """
         async with self._lock:
             if self.path is not None and not self._entered:
-                made = await trio.to_thread.run_sync(cgroup.create, self.path, self.uid)
+                made = await cgroup.created(self.path, self.uid)
                 if self.scope is not None:
                     await self._start_scope(*self.scope)
                 self._entered = await self._join([str(each["path"]) for each in made["cgroups"]])
@@ -59,13 +60,22 @@ class Placement:
             raise errors.EffectError("systemd", error.message, hint=error.hint) from error
 
     async def return_to(self) -> None:
-        """Go into the cgroup if it is there: a supervisor that goes on with a sandbox was started from anywhere."""
+        """Go into the cgroup if it is there: a supervisor that goes on with a sandbox was started from anywhere.
+
+        One that cannot stays where it is: the sandbox is worth more than its statistics.
+        """
+        path = self.path
+        if path is None:
+            return
         async with self._lock:
-            if self.path is not None:
-                found = cgroup.find(self.path, self.uid)
+            try:
+                found = await cgroup.bounded(f"looking at cgroup `{path}`", lambda: cgroup.find(path, self.uid))
                 self._entered = await self._join([str(each["path"]) for each in found])
+            except errors.TimeoutExceeded as error:
+                print(f"supervisor: {error.message}", file=sys.stderr, flush=True)
 
     async def _join(self, directories: list[str]) -> list[str]:
         """In a thread: the kernel sleeps some milliseconds in the first move for a while."""
-        refused = await trio.to_thread.run_sync(cgroup.attach, directories, os.getpid())
+        what = f"moving the supervisor into cgroup `{self.path}`"
+        refused = await cgroup.bounded(what, lambda: cgroup.attach(directories, os.getpid()))
         return [directory for directory in directories if directory not in {each["path"] for each in refused}]

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from kata_fsm import errors
+from kata_fsm.effects.bounded import Enter
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.effects.network import join as joining
 from kata_fsm.effects.network import scan as scanning
@@ -87,10 +88,11 @@ def require_buses(network: Network, settings: HypervisorSettings) -> None:
         )
 
 
-def join(uid: str, model: str, interfaces: Iterable[Interface]) -> None:
+def join(uid: str, model: str, interfaces: Iterable[Interface], enter: Enter) -> None:
     """Make the taps of these interfaces and join them; those that are joined already stay so. Raises EffectError."""
     with _netlink() as netlink:
         for interface in interfaces:
+            enter(interface.name)
             joining.join(netlink, uid, model, interface)
 
 
