@@ -305,10 +305,35 @@ def _leave(directory: str, root: str) -> None:
 
 
 async def remove_marked(directory: str, root: str) -> None:
-    """Remove one cgroup directory of ours in the hierarchy at `root`, at once. Raises EffectError when it stays."""
-    await bounded(f"emptying cgroup `{directory}`", lambda: _evict(directory, root))
-    await _remove_directory(directory)
-    await bounded(f"removing the parents of cgroup `{directory}`", lambda: _remove_parents(directory, root))
+    """Remove one cgroup directory of ours in the hierarchy at `root`, at once. Raises EffectError when it stays. A process
+    that just left may keep it busy for a moment longer."""
+    with trio.move_on_after(limits.CGROUP_EMPTY_S):
+        while not await bounded(f"removing cgroup `{directory}`", lambda: _removed(directory, root)):
+            await trio.sleep(limits.CGROUP_POLL_S)
+        return
+    raise errors.EffectError(
+        "cgroup", f"cannot remove `{directory}`: it is still busy", evidence={"pids": list(pids(directory))}
+    )
+
+
+def _removed(directory: str, root: str) -> bool:
+    """Empty `directory`, remove it with what is below it, and parents of ours that are empty; False while it is busy."""
+    _evict(directory, root)
+    try:
+        _rmdirs(directory)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return False
+        raise errors.EffectError("cgroup", f"cannot remove `{directory}`: {error.strerror}") from error
+    _remove_parents(directory, root)
+    return True
+
+
+def _rmdirs(directory: str) -> None:
+    for where, _, _ in os.walk(directory, topdown=False):
+        os.rmdir(where)
 
 
 def _evict(directory: str, root: str) -> None:
@@ -325,29 +350,6 @@ def _evict(directory: str, root: str) -> None:
             except OSError:
                 pass
             parent = os.path.dirname(parent)
-
-
-def _rmdirs(directory: str) -> None:
-    for where, _, _ in os.walk(directory, topdown=False):
-        os.rmdir(where)
-
-
-async def _remove_directory(directory: str) -> None:
-    """rmdir `directory` and what is below it. A process that just left may keep it busy for a moment longer."""
-    with trio.move_on_after(limits.CGROUP_EMPTY_S):
-        while True:
-            try:
-                await bounded(f"removing cgroup `{directory}`", lambda: _rmdirs(directory))
-                return
-            except FileNotFoundError:
-                return
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise errors.EffectError("cgroup", f"cannot remove `{directory}`: {error.strerror}") from error
-            await trio.sleep(limits.CGROUP_POLL_S)
-    raise errors.EffectError(
-        "cgroup", f"cannot remove `{directory}`: it is still busy", evidence={"pids": list(pids(directory))}
-    )
 
 
 def _remove_parents(directory: str, root: str) -> None:
