@@ -2,6 +2,7 @@
 """One append: checked and encoded before the lock is taken, written in one transaction under it."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -235,6 +236,7 @@ def _absolute(cause: int | None, seq: int, place: int) -> int | None:
     return cause
 
 
+@lru_cache(maxsize=1024)  # kinds, types and boots: few, and each in every record
 def _check_word(what: str, word: str, bytes_max: int) -> None:
     try:
         size = len(word.encode())

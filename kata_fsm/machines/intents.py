@@ -200,6 +200,10 @@ def outstanding(pod: Pod) -> list[Intent]:
     return [intent for intent in found if intent is not None]
 
 
+_LIVES = frozenset({process.CREATED, process.RUNNING})
+_MAY_HAVE_WRITTEN = _LIVES | {process.EXITED}
+
+
 class Watches:
     """What must be watched, as a function of the folded pod: the counterpart of `outstanding` for stable states.
 
@@ -207,6 +211,5 @@ class Watches:
     """
 
     def __init__(self, pod: Pod) -> None:
-        alive = (process.CREATED, process.RUNNING)
-        self.exits = [subject for subject, unit in pod.processes.items() if unit.state in alive]
-        self.outputs = [s for s, unit in pod.processes.items() if unit.state in (*alive, process.EXITED)]
+        self.exits = [subject for subject, unit in pod.processes.items() if unit.state in _LIVES]
+        self.outputs = [subject for subject, unit in pod.processes.items() if unit.state in _MAY_HAVE_WRITTEN]
