@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 
-from bench import cold, inside, journal, memory, network, phases, podman, reading, stdout
+from bench import cold, inside, journal, memory, network, phases, podman, programs, reading, stdout
 from bench.kit import BenchError, Kit, machine
 from bench.report import Report, render
 
@@ -22,6 +22,7 @@ RUN: dict[str, tuple[Callable[[Kit, int], Report], int]] = {
     "network": (network.run, network.RUNS),
     "stdout": (stdout.run, stdout.RUNS),
     "podman": (podman.run, podman.RUNS),
+    "programs": (programs.run, programs.RUNS),
 }
 
 

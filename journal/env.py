@@ -21,7 +21,6 @@ Rules, each learnt from a failure of lmdb 3.0 with engine 0.9:
 
 import errno
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias, TypeVar
@@ -39,6 +38,7 @@ from journal.errors import (
     JournalReadOnly,
     JournalVersionError,
 )
+from journal.gate import Gate
 
 T = TypeVar("T")
 Txn: TypeAlias = "lmdb.Transaction[bytes]"
@@ -74,7 +74,9 @@ class Env:
         self.read_only = read_only
         self.sync = sync
         self._pid = os.getpid()
-        self._gate = _Gate()
+        self._gate = Gate()
+        self._resizes = 0  # of the map, by this process
+        self._reaches = 0  # the file is known to be as long
         with map_errors(path):
             if not layout.has_data(path):
                 raise missing(path)
@@ -150,20 +152,9 @@ class Env:
             raise wrong_format(self.path, found)
         self.format = number
 
-    @contextmanager
-    def read(self) -> Iterator[Txn]:
+    def read(self) -> "Reading":
         """A read transaction. Keep it short, with no code of others in it: it pins pages and holds up growth."""
-        self._check_process()
-        with map_errors(self.path):
-            while True:
-                seen = self._map_bytes()
-                with self._gate.shared():
-                    txn = self._begin(write=False)
-                    if txn is not None:
-                        with txn:
-                            yield txn
-                        return
-                self._resize(seen, adopt=True)
+        return Reading(self)
 
     def write(self, work: Callable[[Txn], T]) -> T:
         """Run `work` in a write transaction on this thread and commit it durably; return what it returned.
@@ -171,31 +162,47 @@ class Env:
         Only under the writer lock. `work` is run again after the map has grown, so it must do nothing but read and
         write in its transaction. Any exception leaves the journal as it was.
         """
-        self._check_process()
         with map_errors(self.path):
             while True:
-                seen = self._map_bytes()
-                adopt = False
+                seen = self._resizes
+                txn = self.enter(write=True)
                 try:
-                    with self._gate.shared():
-                        txn = self._begin(write=True)
-                        if txn is not None:
-                            with txn:  # commits
-                                result = work(txn)
-                            self._extend()
-                            return result
-                        adopt = True
+                    with txn:  # commits
+                        result = work(txn)
+                    self._extend()
+                    return result
                 except lmdb.MapFullError:
-                    if 2 * seen > layout.MAP_BYTES_MAX:
+                    if 2 * self._map_bytes() > layout.MAP_BYTES_MAX:
                         raise
-                self._resize(seen, adopt=adopt)
+                finally:
+                    self.leave()
+                self._resize(seen, adopt=False)
 
     def info(self) -> dict[str, int]:
         """LMDB's numbers: `map_size` in bytes, `last_pgno`, `psize` (bytes of a page), `num_readers` and others."""
-        self._check_process()
-        with map_errors(self.path), self._gate.shared():
+        with self.read():
             found: dict[str, int] = {**self._env.info(), **self._env.stat()}  # type: ignore[dict-item]
             return found
+
+    def enter(self, *, write: bool) -> Txn:
+        """Begin a transaction, which nobody may resize the map under until `leave`. Raises LMDB's errors."""
+        self._check_process()
+        while True:
+            seen = self._resizes
+            self._gate.enter()
+            try:
+                txn = self._begin(write=write)
+            except BaseException:
+                self._gate.leave()
+                raise
+            if txn is not None:
+                return txn
+            self._gate.leave()
+            self._resize(seen, adopt=True)
+
+    def leave(self) -> None:
+        """The transaction that was begun by `enter` is over."""
+        self._gate.leave()
 
     def _begin(self, *, write: bool) -> "Txn | None":
         """A transaction, or None when another process has made the map larger than ours."""
@@ -215,9 +222,12 @@ class Env:
         """
         data = f"{self.path}/{layout.DATA_FILE}"
         promised = (self._env.info()["last_pgno"] + 1) * self._page_bytes
+        if promised <= self._reaches:
+            return
         try:
             if os.stat(data).st_size < promised:
                 os.truncate(data, promised)
+            self._reaches = promised
         except OSError:
             pass  # the append is durable already; whoever opens the file will find out what is the matter
 
@@ -227,45 +237,37 @@ class Env:
     def _resize(self, seen: int, *, adopt: bool) -> None:
         """Adopt the size another process has set, or double ours; nothing when another thread was first."""
         with self._gate.exclusive():
-            if self._map_bytes() == seen:
-                self._env.set_mapsize(0 if adopt else 2 * seen)
+            if self._resizes == seen:
+                self._env.set_mapsize(0 if adopt else 2 * self._map_bytes())
+                self._resizes += 1
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
             raise JournalInUse(f"journal `{self.path}` was opened before a fork", hint="open it after the fork")
 
 
-class _Gate:
-    """Any number of transactions, or one resize of the map; a resize that waits goes before new transactions."""
+class Reading:
+    """A read transaction as a context. A class, not a generator: a step of a sandbox and a look at it make dozens."""
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
-        self._inside = 0
-        self._closed = False
+    __slots__ = ("_env", "_txn")
 
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._closed)
-            self._inside += 1
+    def __init__(self, env: Env) -> None:
+        self._env = env
+
+    def __enter__(self) -> Txn:
         try:
-            yield
-        finally:
-            with self._changed:
-                self._inside -= 1
-                self._changed.notify_all()
+            self._txn = self._env.enter(write=False)
+        except (lmdb.Error, OSError) as error:
+            raise translated(self._env.path, error) from error
+        return self._txn
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: not self._closed)
-            self._closed = True
-            try:
-                self._changed.wait_for(lambda: self._inside == 0)
-                yield
-            finally:
-                self._closed = False
-                self._changed.notify_all()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self._txn.abort()
+        finally:
+            self._env.leave()
+        if isinstance(error, (lmdb.Error, OSError)):
+            raise translated(self._env.path, error) from error
 
 
 def check_whole(path: str) -> None:

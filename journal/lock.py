@@ -20,8 +20,6 @@ import fcntl
 import os
 import struct
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from journal.clock import CLOCK, Clock
 from journal.errors import JournalBusy
@@ -61,19 +59,30 @@ class WriterLock:
             os.close(self._fd)
             self._fd = -1
 
-    @contextmanager
-    def hold(self, timeout_s: float) -> Iterator[None]:
-        """Hold the lock for the body. Raises JournalBusy when it is not free within `timeout_s` seconds."""
+    def hold(self, timeout_s: float) -> "Held":
+        """Hold the lock for a body. Raises JournalBusy when it is not free within `timeout_s` seconds."""
+        return Held(self, timeout_s)
+
+    def take(self, timeout_s: float) -> None:
+        """Take it, for `hold`."""
         started_s = self._clock.monotonic_s()
         if not self._threads.acquire(timeout=max(0.0, timeout_s)):
             raise self._busy(timeout_s, os.getpid())
         try:
             self._take(started_s, timeout_s)
-            try:
-                self._sign()
-                yield
-            finally:
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
+        except BaseException:
+            self._threads.release()
+            raise
+        try:
+            self._sign()
+        except BaseException:  # an interrupt
+            self.drop()
+            raise
+
+    def drop(self) -> None:
+        """Let it go, for `hold`."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
         finally:
             self._threads.release()
 
@@ -131,6 +140,22 @@ class WriterLock:
 
     def _busy(self, timeout_s: float, holder_pid: int | None) -> JournalBusy:
         return JournalBusy(self.path, timeout_s, holder_pid, "" if holder_pid is None else describe(holder_pid))
+
+
+class Held:
+    """The lock, held for a body. A class, not a generator: every step of every sandbox passes here."""
+
+    __slots__ = ("_lock", "_timeout_s")
+
+    def __init__(self, lock: WriterLock, timeout_s: float) -> None:
+        self._lock = lock
+        self._timeout_s = timeout_s
+
+    def __enter__(self) -> None:
+        self._lock.take(self._timeout_s)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.drop()
 
 
 def describe(pid: int) -> str:

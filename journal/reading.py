@@ -8,13 +8,14 @@ up nobody. Records never change, so batches of one range are of one snapshot: th
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import chain, islice
+from struct import unpack
 from typing import TypeVar
 
 import lmdb
 
 from journal import layout, step
 from journal.clock import CLOCK
-from journal.env import Env, Txn
+from journal.env import Env, Tables, Txn
 from journal.errors import JournalDamaged, JournalError, JournalPruned, StreamMissing
 from journal.records import Head, Record, Stored, split, unseal, unsealed
 from journal.source import Gap, Picked, Snapshot, StreamInfo, read_gap
@@ -294,7 +295,7 @@ class Reader:
 
     def _stream_batch(
         self, stream: str, low: int, high: int, reverse: bool
-    ) -> tuple[list[int], list[int], list[bytes]]:
+    ) -> tuple[Sequence[int], Sequence[int], Sequence[bytes]]:
         """Revs, seqs and values of the stream's records from `low` to `high`, as many as fit a batch.
 
         Revs are without a gap, but for old tombstones of the journal's own stream. Empty when the stream was pruned
@@ -307,6 +308,9 @@ class Reader:
         tables = self._env.tables
         begin = layout.stream_key(stream, 0)[:-8]
         with self._read() as txn, txn.cursor(tables.streams) as cursor:
+            found = _run_of_stream(cursor, txn, tables, stream, low, high, reverse)
+            if found is not None:
+                return found
             first = cursor.set_range(layout.stream_key(stream, high if reverse else low))
             if reverse and (not first or cursor.key() != layout.stream_key(stream, high)):
                 first = cursor.prev() if first else cursor.last()
@@ -383,6 +387,36 @@ def _with_gaps(
         values.append(value)
         size += len(value)
     return seqs, values
+
+
+def _run_of_stream(
+    cursor: "lmdb.Cursor[bytes]", txn: Txn, tables: Tables, stream: str, low: int, high: int, reverse: bool
+) -> tuple[Sequence[int], Sequence[int], Sequence[bytes]] | None:
+    """A batch of a stream that is all there, a few records at a time; None when it must be looked at one by one."""
+    at, step_by = (high, -1) if reverse else (low, 1)
+    if not cursor.set_key(layout.stream_key(stream, at)):
+        return None
+    keys: list[bytes] = []
+    values: list[bytes] = []
+    size, wanted = 0, min(high - low + 1, layout.BATCH_RECORDS)
+    with txn.cursor(tables.records) as records:
+        while size < layout.BATCH_BYTES and len(keys) < wanted:
+            count = min(_PIECE_RECORDS, wanted - len(keys))
+            items = list(islice((cursor.iterprev if reverse else cursor.iternext)(), count))
+            last = at + step_by * (len(keys) + count - 1)
+            # Keys are in order and none is there twice: when the last one is right, so are all between.
+            if len(items) != count or items[-1][0] != layout.stream_key(stream, last):
+                return None
+            piece = [seq for _, seq in items]
+            found = [value for _, value in records.getmulti(piece)]
+            if len(found) != count:
+                return None
+            keys += piece
+            values += found
+            size += sum(map(len, found))
+            if len(keys) < wanted and not (cursor.prev if reverse else cursor.next)():
+                return None
+    return range(at, at + step_by * len(keys), step_by), unpack(f">{len(keys)}Q", b"".join(keys)), values
 
 
 def _to_end_of(cursor: "lmdb.Cursor[bytes]", name: bytes) -> bool:

@@ -2,6 +2,7 @@
 """One append: checked and encoded before the lock is taken, written in one transaction under it."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -106,25 +107,25 @@ def apply(step: Step, txn: Txn, tables: Tables) -> list[Record]:
         if actual != required:
             raise RequirementFailed(key, actual)
     stored = []
+    seq, digest, wall = tip.seq, tip.digest, tip.wall
     for place, (draft, cause) in enumerate(zip(step.drafts, step.causes, strict=True), start=1):
-        seq = tip.seq + 1
+        seq += 1
         draft = msgspec.structs.replace(
-            draft, seq=seq, rev=rev + place, cause=_absolute(cause, seq, place), prev=tip.digest
+            draft, seq=seq, rev=rev + place, cause=_absolute(cause, seq, place), prev=digest
         )
         value, record = seal(draft)
         _check_size(record, len(value))
+        key = layout.seq_key(seq)
         # An out-of-order append is refused by returning False, with no exception.
-        fits = txn.put(layout.seq_key(seq), value, append=True, overwrite=False, db=tables.records)
-        indexed = txn.put(
-            layout.stream_key(step.stream, record.rev), layout.seq_key(seq), overwrite=False, db=tables.streams
-        )
+        fits = txn.put(key, value, append=True, overwrite=False, db=tables.records)
+        indexed = txn.put(layout.stream_key(step.stream, record.rev), key, overwrite=False, db=tables.streams)
         if not (fits and indexed):
             raise JournalDamaged(f"record `{seq}` or its place in stream `{step.stream}` exists already", seq=seq)
-        tip = Tip(seq, record.digest, _timed(txn, tables, seq, tip.wall, record.wall_ns))
+        digest, wall = record.digest, _timed(txn, tables, seq, wall, record.wall_ns)
         stored.append(record)
         if seq == 1:
-            txn.put(layout.IDENTITY_KEY, record.digest.encode(), db=tables.meta)
-    txn.put(layout.HEAD_KEY, msgspec.json.encode(tip), db=tables.meta)
+            txn.put(layout.IDENTITY_KEY, digest.encode(), db=tables.meta)
+    txn.put(layout.HEAD_KEY, msgspec.json.encode(Tip(seq, digest, wall)), db=tables.meta)
     if step.snapshot is not None:
         value = layout.snapshot_value(rev + len(stored), step.snapshot)
         txn.put(step.stream.encode(), value, db=tables.snapshots)
@@ -235,6 +236,7 @@ def _absolute(cause: int | None, seq: int, place: int) -> int | None:
     return cause
 
 
+@lru_cache(maxsize=1024)  # kinds, types and boots: few, and each in every record
 def _check_word(what: str, word: str, bytes_max: int) -> None:
     try:
         size = len(word.encode())

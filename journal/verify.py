@@ -112,6 +112,9 @@ def _judged_tip(txn: Txn, tables: Tables, last: Head) -> tuple[Tip, Finding | No
     return tip, _judge_head(tip.head, last)
 
 
+_STREAMS_REMEMBERED = 4096
+
+
 class _Walk:
     """Goes through the records in batches, remembering what links one to the next."""
 
@@ -121,6 +124,9 @@ class _Walk:
         self._tables = tables
         self._identity = identity
         self._public_keys = public_keys
+        self._indexed: dict[
+            tuple[str, int], int
+        ] = {}  # by stream and rev, of what was seen last: it is indexed rightly
         self.seq = from_seq  # the next seq to look for
         self._prev: tuple[str, ...] = ()  # what the next may link to; empty: not to be judged
         if from_seq == 1:
@@ -238,8 +244,12 @@ class _Walk:
             yield Finding(
                 "index", record.seq, f"the index has {found} at rev `{record.rev}` of stream `{record.stream}`"
             )
+        elif len(self._indexed) < _STREAMS_REMEMBERED:
+            self._indexed[record.stream, record.rev] = record.seq
         if record.rev > 1 and record.stream != layout.SYSTEM_STREAM:  # of that, old tombstones may be gone
-            before = _indexed(txn, self._tables, record.stream, record.rev - 1)
+            before = self._indexed.pop((record.stream, record.rev - 1), None)
+            if before is None:
+                before = _indexed(txn, self._tables, record.stream, record.rev - 1)
             if before is None or before >= record.seq:
                 yield Finding(
                     "index", record.seq, f"rev `{record.rev - 1}` of stream `{record.stream}` is not before it"

@@ -66,10 +66,18 @@ def quote(text: str) -> str:
     return str(_json.encode_basestring_ascii(text))
 
 
-def dumps(value: object) -> str:
-    """`value` as one line of JSON. Raises `TypeError` or `ValueError` for what JSON cannot hold."""
-    encode = _json.make_encoder({}, _refuse, _json.encode_basestring_ascii, None, ": ", ", ", False, False, False)
-    return "".join(encode(value, 0))
+# Made once, without a memory of what they are inside of: a circle is too deep all the same.
+_encode = _json.make_encoder(None, _refuse, _json.encode_basestring_ascii, None, ": ", ", ", False, False, False)
+_encode_compact = _json.make_encoder(None, _refuse, _json.encode_basestring_ascii, None, ":", ",", False, False, False)
+
+
+def dumps(value: object, *, compact: bool = False) -> str:
+    """`value` as one line of JSON; with `compact`, no space is in it but in strings. Raises `TypeError` or `ValueError`
+    for what JSON cannot hold."""
+    try:
+        return "".join((_encode_compact if compact else _encode)(value, 0))
+    except RecursionError:
+        raise ValueError("nested too deeply for JSON") from None
 
 
 def _indented(value: object, pad: str, unit: str) -> str:

@@ -9,16 +9,17 @@ text, ready to print. They are a function of the folded pod (and can be dropped 
 from __future__ import annotations
 
 import hashlib
-import json
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
+from kata_fsm.cjson import dumps
 from kata_fsm.machines import Pod, container, process, sandbox
 from kata_fsm.machines.pod import Unit, init_of
 
 OCI_VERSION = "1.0.2"
 
 
+@lru_cache(maxsize=256)
 def root_digest(root: str) -> str:
     """16 hex characters that stand for a `--root`: the namespace of container ids."""
     return hashlib.sha256(root.encode("utf-8", "surrogateescape")).hexdigest()[:16]
@@ -62,6 +63,8 @@ def oci_state(pod: Pod, container_id: str, unit: Unit) -> dict[str, Any]:
 @lru_cache(maxsize=256)
 def _indented(text: str) -> str:
     """JSON as it is printed. Most steps leave most containers as they were, and the encoder that indents is slow."""
+    import json
+
     return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
 
 
@@ -81,7 +84,7 @@ def _container_document(pod: Pod, stream: str, container_id: str, unit: Unit) ->
             "netns": pod.network.facts.get("netns"),
             "cgroups": [each["path"] for each in unit.facts.get("cgroups") or []],
         },
-        "oci": _indented(json.dumps(state)),
+        "oci": _indented(dumps(state)),
         "list": {
             "ociVersion": state["ociVersion"],
             "id": container_id,
@@ -95,7 +98,7 @@ def _container_document(pod: Pod, stream: str, container_id: str, unit: Unit) ->
         },
         "exit_code": init.get("exit_code"),
     }
-    return json.dumps(document, separators=(",", ":")).encode()
+    return dumps(document, compact=True).encode()
 
 
 def _sandbox_document(pod: Pod, root: str) -> bytes:
@@ -108,15 +111,54 @@ def _sandbox_document(pod: Pod, root: str) -> bytes:
         "live": pod.sandbox.state in sandbox.LIVE,
         "cause": facts.get("cause", {}).get("kind"),
     }
-    return json.dumps(document, separators=(",", ":")).encode()
+    return dumps(document, compact=True).encode()
+
+
+class _Written(NamedTuple):
+    """A container's document, and all that it was made of."""
+
+    unit: Unit
+    init: Unit | None
+    sandbox: Unit
+    network: Unit
+    key: bytes
+    document: bytes | None
+
+
+class Projecting:
+    """The projections of one stream's pod, step after step: what a step left as it was is not written out again.
+
+    A unit is a value: what is made of the very same ones is the same.
+    """
+
+    def __init__(self, stream: str) -> None:
+        self._stream = stream
+        self._containers: dict[str, _Written] = {}
+        self._sandbox: tuple[Unit | None, bytes] = (None, b"")
+
+    def of(self, pod: Pod) -> dict[bytes, bytes | None]:
+        """Every projection of `pod`; None means that the key must be absent."""
+        root = str(pod.sandbox.facts.get("config", {}).get("root", ""))
+        if self._sandbox[0] is not pod.sandbox:
+            self._sandbox = (pod.sandbox, _sandbox_document(pod, root))
+        found: dict[bytes, bytes | None] = {stream_key(self._stream): self._sandbox[1]}
+        for container_id, unit in pod.containers.items():
+            init = pod.processes.get(init_of(container_id))
+            known = self._containers.get(container_id)
+            if known is None or not (
+                known.unit is unit
+                and known.init is init
+                and known.sandbox is pod.sandbox
+                and known.network is pod.network
+            ):
+                deleted = unit.state == container.DELETED
+                document = None if deleted else _container_document(pod, self._stream, container_id, unit)
+                known = _Written(unit, init, pod.sandbox, pod.network, container_key(root, container_id), document)
+                self._containers[container_id] = known
+            found[known.key] = known.document
+        return found
 
 
 def project(pod: Pod, stream: str) -> dict[bytes, bytes | None]:
     """Every projection of `pod`; None means that the key must be absent."""
-    root = str(pod.sandbox.facts.get("config", {}).get("root", ""))
-    found: dict[bytes, bytes | None] = {stream_key(stream): _sandbox_document(pod, root)}
-    for container_id, unit in pod.containers.items():
-        deleted = unit.state == container.DELETED
-        document = None if deleted else _container_document(pod, stream, container_id, unit)
-        found[container_key(root, container_id)] = document
-    return found
+    return Projecting(stream).of(pod)

@@ -30,7 +30,7 @@ from kata_fsm.limits import (
     SNAPSHOT_RECORDS,
 )
 from kata_fsm.machines import Intent, Pod, Step, decide, events_of, fold, outstanding, sandbox
-from kata_fsm.machines.intents import ACQUIRING, CANCELLABLE
+from kata_fsm.machines.intents import ACQUIRING, CANCELLABLE, waits_for
 from kata_fsm.machines.pod import TABLE_VERSION
 from kata_fsm.machines.vocab import (
     CreateContainer,
@@ -43,7 +43,7 @@ from kata_fsm.machines.vocab import (
     Observation,
     Outcome,
 )
-from kata_fsm.projections import container_key, project
+from kata_fsm.projections import Projecting, container_key
 from kata_fsm.world import World
 
 Blocking = Callable[[Callable[[], None]], Awaitable[None]]
@@ -116,7 +116,8 @@ class Runtime:
         self._running: dict[tuple[str, str], trio.CancelScope] = {}
         # What a former life of this runtime has projected is written once more, but for what it deleted: such a name may
         # be somebody else's by now.
-        gone = {key for key, value in project(self.pod, stream).items() if value is None}
+        self._projecting = Projecting(stream)
+        gone = {key for key, value in self._projecting.of(self.pod).items() if value is None}
         self._projected: dict[bytes, bytes | None] = dict.fromkeys(gone)
 
     async def submit(self, given: Input, actor: Facts | None = None) -> Step:
@@ -172,7 +173,7 @@ class Runtime:
     async def _append(self, step: Step, pod: Pod, requires: dict[bytes, bytes | None], actor: Facts | None) -> int:
         """Answers the seq of the first record."""
         records = [_to_record(draft, actor) for draft in step.records]
-        projected = project(pod, self.stream)
+        projected = self._projecting.of(pod)
         changes = {key: value for key, value in projected.items() if self._projected.get(key, b"") != value}
         stamp = Stamp(wall_ns=self.world.wall_ns(), mono_ns=self.world.mono_ns(), boot_id=self.world.boot_id())
 
@@ -248,9 +249,8 @@ class Runtime:
         self._nursery.start_soon(self._perform, intent, scope, resume)
 
     def _cancel_left_behind(self) -> None:
-        wanted = {intent.key for intent in outstanding(self.pod)}
-        for key, scope in self._running.items():
-            if key not in wanted and key[0] in CANCELLABLE:
+        for (kind, subject), scope in self._running.items():
+            if kind in CANCELLABLE and not waits_for(self.pod, kind, subject):
                 scope.cancel()
 
     async def _perform(self, intent: Intent, scope: trio.CancelScope, resume: bool) -> None:

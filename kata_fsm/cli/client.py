@@ -99,9 +99,10 @@ def _kill(pid: int, stream: str) -> None:
     try:
         import signal
 
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            if stream.encode() not in file.read().split(b"\0"):
-                return
+        from kata_fsm.argv import argv_of
+
+        if stream not in argv_of(pid):
+            return
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         poller = select.poll()
         poller.register(pidfd, select.POLLIN)

@@ -35,6 +35,7 @@ from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.errors import CallerError, KataFsmError, SpecError, SupervisorGone, UsageError, WorldError
 from kata_fsm.oci import guest, hosting, sizing
 from kata_fsm.oci.check import check
+from kata_fsm.oci.looking import answered
 from kata_fsm.oci.names import check_id, sha256_hex
 from kata_fsm.oci.redact import redacted
 from kata_fsm.oci.sandbox import Place, place_of
@@ -81,12 +82,16 @@ def request_from(options: argparse.Namespace, *, attached: bool) -> Request:
 def _bundle(path: str) -> str:
     if not path:
         raise UsageError("Missing bundle path")
-    bundle = os.path.realpath(path)
-    if not os.path.exists(bundle):
-        raise UsageError(f"Invalid bundle path '{path}': no such file or directory")
-    if not os.path.isdir(bundle):
-        raise UsageError(f"Invalid bundle path '{path}', it should be a directory")
-    return bundle
+
+    def look() -> str:
+        bundle = os.path.realpath(path)
+        if not os.path.exists(bundle):
+            raise UsageError(f"Invalid bundle path '{path}': no such file or directory")
+        if not os.path.isdir(bundle):
+            raise UsageError(f"Invalid bundle path '{path}', it should be a directory")
+        return bundle
+
+    return answered(path, look)
 
 
 def check_console(*, terminal: bool, given: bool, attached: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from kata_fsm.argv import argv_of
 from kata_fsm.oci.guest import Adapted
 from kata_fsm.oci.sandbox import Place
 from kata_fsm.oci.spec import Loaded
@@ -36,11 +37,7 @@ def name_target(loaded: Loaded, adapted: Adapted, place: Place) -> None:
 
 def container_of(pid: int) -> str:
     """The container whose init process the shim `pid` stands for; "" for a process that is no shim of ours."""
-    try:
-        with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as file:
-            words = file.read().split("\0")
-    except OSError:
-        return ""
+    words = argv_of(pid)
     if "shim" not in words or "--container" not in words[:-1]:
         return ""
     return words[words.index("--container") + 1]

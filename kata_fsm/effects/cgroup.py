@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import trio
 
 from kata_fsm import errors, limits
 from kata_fsm.effects import mounts
+from kata_fsm.effects.bounded import Bounded
 from kata_fsm.world import run_dir
+
+T = TypeVar("T")
 
 MARK = "trusted.kata-fsm"
 RUN_MARK = "trusted.kata-fsm.run"  # the run directory: whose orphan it is when nobody knows its sandbox any more
@@ -201,6 +205,22 @@ def create(path: str, owner: str) -> dict[str, list[dict[str, object]]]:
     return {"cgroups": made, "refused": refused}
 
 
+async def created(path: str, owner: str) -> dict[str, list[dict[str, object]]]:
+    """`create`, within a limit; what is made after that is removed again."""
+    return await bounded(f"making cgroup `{path}`", lambda: create(path, owner), late=lambda: _unmake(path, owner))
+
+
+def _unmake(path: str, owner: str) -> None:
+    for hierarchy in hierarchies():
+        directory = hierarchy.point + path
+        if owner_of(directory) == owner and not pids(directory):
+            try:
+                os.rmdir(directory)
+            except OSError:
+                continue
+            _remove_parents(directory, hierarchy.point)
+
+
 def find(path: str, owner: str) -> list[dict[str, object]]:
     """Where cgroup `path` exists now, as `create` lists it."""
     there = [(hierarchy.name, hierarchy.point + path) for hierarchy in hierarchies()]
@@ -240,6 +260,22 @@ async def remove(path: str, owner: str) -> dict[str, list[str]]:
     `CGROUP_EMPTY_S` seconds to leave and are then moved to a parent. Answers {"removed", "foreign" (there before us, left
     alone)}. Raises EffectError when one of ours stays. Repeatable.
     """
+    ours, foreign = await bounded(f"leaving cgroup `{path}`", lambda: _left(path, owner))
+    with trio.move_on_after(limits.CGROUP_EMPTY_S):
+        while await bounded(f"looking into cgroup `{path}`", lambda: any(pids(directory) for directory, _ in ours)):
+            await trio.sleep(limits.CGROUP_POLL_S)
+    for directory, hierarchy in ours:
+        await remove_marked(directory, hierarchy.point)
+    return {"removed": [directory for directory, _ in ours], "foreign": foreign}
+
+
+async def bounded(what: str, work: Callable[[], T], *, late: Callable[[], object] | None = None) -> T:
+    """Look at cgroups or change them, in a thread with a limit: the kernel has one lock for all of them."""
+    return await Bounded("cgroup", what).run(work, late=late)
+
+
+def _left(path: str, owner: str) -> tuple[list[tuple[str, Hierarchy]], list[str]]:
+    """The directories of `path` that are `owner`'s, and the others, after this process has left them."""
     ours, foreign = [], []
     for hierarchy in hierarchies():
         directory = hierarchy.point + path
@@ -251,12 +287,7 @@ async def remove(path: str, owner: str) -> dict[str, list[str]]:
             foreign.append(directory)
     for directory in [each for each, _ in ours] + foreign:
         _leave(directory, root_of(directory))
-    with trio.move_on_after(limits.CGROUP_EMPTY_S):
-        while any(pids(directory) for directory, _ in ours):
-            await trio.sleep(limits.CGROUP_POLL_S)
-    for directory, hierarchy in ours:
-        await remove_marked(directory, hierarchy.point)
-    return {"removed": [directory for directory, _ in ours], "foreign": foreign}
+    return ours, foreign
 
 
 def root_of(directory: str) -> str:
@@ -275,10 +306,35 @@ def _leave(directory: str, root: str) -> None:
 
 
 async def remove_marked(directory: str, root: str) -> None:
-    """Remove one cgroup directory of ours in the hierarchy at `root`, at once. Raises EffectError when it stays."""
+    """Remove one cgroup directory of ours in the hierarchy at `root`, at once. Raises EffectError when it stays. A process
+    that just left may keep it busy for a moment longer."""
+    with trio.move_on_after(limits.CGROUP_EMPTY_S):
+        while not await bounded(f"removing cgroup `{directory}`", lambda: _removed(directory, root)):
+            await trio.sleep(limits.CGROUP_POLL_S)
+        return
+    raise errors.EffectError(
+        "cgroup", f"cannot remove `{directory}`: it is still busy", evidence={"pids": list(pids(directory))}
+    )
+
+
+def _removed(directory: str, root: str) -> bool:
+    """Empty `directory`, remove it with what is below it, and parents of ours that are empty; False while it is busy."""
     _evict(directory, root)
-    await _remove_directory(directory)
+    try:
+        _rmdirs(directory)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return False
+        raise errors.EffectError("cgroup", f"cannot remove `{directory}`: {error.strerror}") from error
     _remove_parents(directory, root)
+    return True
+
+
+def _rmdirs(directory: str) -> None:
+    for where, _, _ in os.walk(directory, topdown=False):
+        os.rmdir(where)
 
 
 def _evict(directory: str, root: str) -> None:
@@ -295,25 +351,6 @@ def _evict(directory: str, root: str) -> None:
             except OSError:
                 pass
             parent = os.path.dirname(parent)
-
-
-async def _remove_directory(directory: str) -> None:
-    """rmdir `directory` and what is below it. A process that just left may keep it busy for a moment longer."""
-    with trio.move_on_after(limits.CGROUP_EMPTY_S):
-        while True:
-            try:
-                for where, _, _ in os.walk(directory, topdown=False):
-                    os.rmdir(where)
-                return
-            except FileNotFoundError:
-                return
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise errors.EffectError("cgroup", f"cannot remove `{directory}`: {error.strerror}") from error
-            await trio.sleep(limits.CGROUP_POLL_S)
-    raise errors.EffectError(
-        "cgroup", f"cannot remove `{directory}`: it is still busy", evidence={"pids": list(pids(directory))}
-    )
 
 
 def _remove_parents(directory: str, root: str) -> None:

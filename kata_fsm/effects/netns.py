@@ -55,7 +55,7 @@ def _in_own_thread(work: Callable[[], T]) -> T:
         except BaseException as error:
             failure.append(error)
 
-    thread = threading.Thread(target=run, name="netns")
+    thread = threading.Thread(target=run, name="netns", daemon=True)  # see bounded.py: it may never end
     thread.start()
     thread.join()
     if failure:

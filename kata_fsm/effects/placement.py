@@ -14,6 +14,7 @@ before the cgroup is removed, with the sandbox's last effect (`storage.Container
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -53,7 +54,7 @@ class Placement:
         """
         async with self._lock:
             if self.path is not None and self._entered is None:
-                made = await trio.to_thread.run_sync(cgroup.create, self.path, self.uid)
+                made = await cgroup.created(self.path, self.uid)
                 if self.scope is not None:
                     await self._start_scope(*self.scope)
                 await self._write()
@@ -68,15 +69,24 @@ class Placement:
             raise errors.EffectError("systemd", error.message, hint=error.hint) from error
 
     async def return_to(self) -> None:
-        """Go into the cgroup if it is there: a supervisor that goes on with a sandbox was started from anywhere."""
+        """Go into the cgroup if it is there: a supervisor that goes on with a sandbox was started from anywhere.
+
+        One that cannot stays where it is: the sandbox is worth more than its statistics.
+        """
+        path = self.path
+        if path is None:
+            return
         async with self._lock:
-            if self.path is not None:
-                found = cgroup.find(self.path, self.uid)
+            try:
+                found = await cgroup.bounded(f"looking at cgroup `{path}`", lambda: cgroup.find(path, self.uid))
                 self._entered = await self._join([str(each["path"]) for each in found]) or None
+            except errors.TimeoutExceeded as error:
+                print(f"supervisor: {error.message}", file=sys.stderr, flush=True)
 
     async def _join(self, directories: list[str]) -> list[str]:
         """In a thread: the kernel sleeps some milliseconds in the first move for a while."""
-        refused = await trio.to_thread.run_sync(cgroup.attach, directories, os.getpid())
+        what = f"moving the supervisor into cgroup `{self.path}`"
+        refused = await cgroup.bounded(what, lambda: cgroup.attach(directories, os.getpid()))
         return [directory for directory in directories if directory not in {each["path"] for each in refused}]
 
     async def limit(self) -> dict[str, Any]:
@@ -92,7 +102,8 @@ class Placement:
         if self.path is None:
             return {"limited": {}, "unheld": []}
         limits = self._wanted()
-        applied = await trio.to_thread.run_sync(cgroup_limits.apply, self._places(self.path), limits)
+        places, what = self._places(self.path), f"limiting cgroup `{self.path}`"
+        applied = await cgroup.bounded(what, lambda: cgroup_limits.apply(places, limits))
         if self.scope is not None and limits != self._systemd_knows:
             await self._tell_systemd(self.scope[1], limits)
         return {"limited": applied.written, "unheld": cgroup_limits.told(applied.unheld)}

@@ -22,6 +22,7 @@ import msgspec
 import trio
 
 from kata_fsm import errors, limits
+from kata_fsm.argv import argv_of
 from kata_fsm.world import WORLD
 
 _STAT_STATE = 0
@@ -185,16 +186,6 @@ async def kill_and_wait(identity: Identity, *, limit_s: float = limits.PROCESS_K
     raise errors.EffectError(
         "kill", f"process `{identity.pid}` is still there {limit_s:g} s after SIGKILL", evidence=identity.to_dict()
     )
-
-
-def argv_of(pid: int) -> list[str]:
-    """The command line of `pid`, empty for one that is gone or has none."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            data = file.read()
-    except OSError:
-        return []
-    return [os.fsdecode(part) for part in data.rstrip(b"\0").split(b"\0")] if data else []
 
 
 def _is_between_programs(pid: int) -> bool:

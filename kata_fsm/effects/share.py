@@ -27,6 +27,7 @@ from typing import Any
 import trio
 
 from kata_fsm import errors, limits
+from kata_fsm.argv import argv_of
 from kata_fsm.effects import logs, mounts, oom, process, tree
 from kata_fsm.effects.bounded import Bounded, Enter
 from kata_fsm.effects.hypervisor import hotplug
@@ -181,7 +182,7 @@ class SharePrepare(_ShareHandler):
         daemons = self._daemons()
         if not daemons or not mounts.at(self.paths.shared) or not mounts.at(served(self.paths)):
             return Observed(False)
-        return Observed(True, self._result(daemons[0], process.argv_of(daemons[0].pid)))
+        return Observed(True, self._result(daemons[0], argv_of(daemons[0].pid)))
 
     async def undo(self, intent: Intent) -> dict[str, Any]:
         """End virtiofsd and remove the tree."""

@@ -181,7 +181,7 @@ class ContainerPrepare(_ContainerHandler):
         top = _top(self.paths, intent)
         if not mounts.at(self.paths.shared):
             raise errors.EffectError("share", f"the shared tree `{self.paths.shared}` is not there")
-        cgroups = await trio.to_thread.run_sync(cgroup.create, path, self.paths.uid)
+        cgroups = await cgroup.created(path, self.paths.uid)
         try:
             limited = await self.place.limit()
             task = Bounded("bind", f"binding what container `{intent.params['container']}` is to be shown")
@@ -194,11 +194,18 @@ class ContainerPrepare(_ContainerHandler):
     async def probe(self, intent: Intent) -> Observed:
         """Done when every bind is mounted, for that comes last."""
         top = _top(self.paths, intent)
-        if not await trio.to_thread.run_sync(staged, top, intent.params):
-            return Observed(False)
         task = Bounded("probe", f"looking at what container `{intent.params['container']}` is shown")
-        binds = await task.run(lambda: [_seen(bind, task.enter) for bind in plan(top, intent.params)])
-        cgroups = cgroup.find(self._cgroup(intent), self.paths.uid)
+
+        def look() -> list[dict[str, Any]] | None:
+            if not staged(top, intent.params):
+                return None
+            return [_seen(bind, task.enter) for bind in plan(top, intent.params)]
+
+        binds = await task.run(look)
+        if binds is None:
+            return Observed(False)
+        path = self._cgroup(intent)
+        cgroups = await cgroup.bounded(f"looking at cgroup `{path}`", lambda: cgroup.find(path, self.paths.uid))
         return Observed(True, {"tree": top, "binds": binds, "cgroups": cgroups, "refused": []})
 
     async def undo(self, intent: Intent) -> dict[str, Any]:
@@ -247,8 +254,8 @@ class ContainerDiscard(_ContainerHandler):
             path = self._cgroup(intent)
         except errors.EffectError:
             return Observed(True)
-        ours = [each for each in cgroup.hierarchies() if cgroup.owner_of(each.point + path) == self.paths.uid]
-        return Observed(not ours)
+        found = await cgroup.bounded(f"looking at cgroup `{path}`", lambda: cgroup.find(path, self.paths.uid))
+        return Observed(not any(each["created"] for each in found))
 
     async def undo(self, intent: Intent) -> dict[str, Any]:
         """Nothing to take back: doing it again is always right."""

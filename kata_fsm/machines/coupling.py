@@ -12,15 +12,16 @@ A rule over `container` or `process` applies to each of them by itself. Every ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 import msgspec
 
 from kata_fsm.errors import Bug
 from kata_fsm.limits import COUPLING_ROUNDS_MAX
 from kata_fsm.machines import agent, container, network, process, sandbox, share, vm
-from kata_fsm.machines.pod import POD_MACHINES, TABLES, Pod, Unit, container_of, evolve, init_of
+from kata_fsm.machines.pod import POD_MACHINES, TABLES, Pod, Unit, adopt, container_of, init_of, own
 from kata_fsm.machines.vocab import CLEAN_ENDINGS, EXIT_UNKNOWN, Cause, Facts, Moved
 
 Also = Callable[[Pod, str], bool]
@@ -348,40 +349,52 @@ RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 
+class _Open(NamedTuple):
+    """A rule that the pod's own machines leave open, and what is left to be looked at for it."""
+
+    rule: Rule
+    containers: frozenset[str] | None
+    processes: frozenset[str] | None
+
+
 def _may_hold(rule: Rule, states: Mapping[str, str]) -> bool:
     """Whether the machines that a pod has one of are in the rule's states."""
     return all(states[name] in wanted for name, wanted in rule.when.items() if name in states)
 
 
 @lru_cache(maxsize=4096)
-def _candidates(*states: str) -> tuple[Rule, ...]:
+def _candidates(*states: str) -> tuple[_Open, ...]:
     """The rules that these states of `POD_MACHINES` leave open. Some hundred combinations occur, each of them often."""
     known = dict(zip(POD_MACHINES, states, strict=True))
-    return tuple(rule for rule in RULES if _may_hold(rule, known))
+    return tuple(
+        _Open(rule, rule.when.get("container"), rule.when.get("process")) for rule in RULES if _may_hold(rule, known)
+    )
 
 
-def _subjects(pod: Pod, rule: Rule) -> Iterator[str]:
-    """The subjects that `rule`'s joint state holds for."""
-    containers, processes = rule.when.get("container"), rule.when.get("process")
+def _subjects(pod: Pod, candidate: _Open) -> Iterable[str]:
+    """The subjects that the rule's joint state holds for."""
+    _, containers, processes = candidate
     if processes is not None:
-        for subject, unit in pod.processes.items():
-            owner = pod.unit("container", container_of(subject)).state
-            if unit.state in processes and (containers is None or owner in containers):
-                yield subject
-    elif containers is not None:
-        yield from (subject for subject, unit in pod.containers.items() if unit.state in containers)
-    else:
-        yield ""
+        found = [subject for subject, unit in pod.processes.items() if unit.state in processes]
+        if containers is None:
+            return found
+        return [s for s in found if pod.unit("container", container_of(s)).state in containers]
+    if containers is not None:
+        return [subject for subject, unit in pod.containers.items() if unit.state in containers]
+    return _THE_POD
+
+
+_THE_POD = ("",)
 
 
 def next_move(pod: Pod) -> Moved | None:
     """The first coupled transition that is due, or None at the fixed point."""
     containers = {unit.state for unit in pod.containers.values()}
-    for rule in _candidates(pod.sandbox.state, pod.vm.state, pod.agent.state, pod.network.state, pod.share.state):
-        wanted = rule.when.get("container")
+    for candidate in _candidates(pod.sandbox.state, pod.vm.state, pod.agent.state, pod.network.state, pod.share.state):
+        rule, wanted, _ = candidate
         if wanted is not None and containers.isdisjoint(wanted):
             continue
-        for subject in _subjects(pod, rule):
+        for subject in _subjects(pod, candidate):
             if rule.also is None or rule.also(pod, subject):
                 target = subject if rule.machine in ("container", "process") else ""
                 source = pod.unit(rule.machine, target).state
@@ -398,6 +411,8 @@ def settle(pod: Pod) -> tuple[Pod, list[Moved]]:
         move = next_move(pod)
         if move is None:
             return pod, moves
+        if not moves:
+            pod = own(pod)
         moves.append(move)
-        pod = evolve(pod, move)
+        adopt(pod, move)
     raise Bug(f"the coupling table found no fixed point within {COUPLING_ROUNDS_MAX} rounds: {moves[-3:]}")

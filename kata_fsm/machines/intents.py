@@ -186,16 +186,31 @@ def intent_of(pod: Pod, machine: str, subject: str) -> Intent | None:
     return Intent(kind, subject, PARAMS[kind](pod, subject, unit))
 
 
+_MACHINE = {kind: table.name for table in TABLES.values() for kind in table.effects.values()}
+
+
+def waits_for(pod: Pod, kind: str, subject: str) -> bool:
+    """Whether that effect is outstanding."""
+    machine = _MACHINE[kind]
+    return TABLES[machine].effects.get(pod.unit(machine, subject).state) == kind
+
+
 def outstanding(pod: Pod) -> list[Intent]:
     """All effects that the pod's states wait for."""
     found = (intent_of(pod, machine, subject) for machine, subject, _ in pod.units())
     return [intent for intent in found if intent is not None]
 
 
+_LIVES = frozenset({process.CREATED, process.RUNNING})
+_MAY_HAVE_WRITTEN = _LIVES | {process.EXITED}
+
+
 class Watches:
-    """What must be watched, as a function of the folded pod: the counterpart of `outstanding` for stable states."""
+    """What must be watched, as a function of the folded pod: the counterpart of `outstanding` for stable states.
+
+    In the order of the pod's processes: a simulated run must start them in the same order wherever it is repeated.
+    """
 
     def __init__(self, pod: Pod) -> None:
-        alive = (process.CREATED, process.RUNNING)
-        self.exits = frozenset(subject for subject, unit in pod.processes.items() if unit.state in alive)
-        self.outputs = self.exits | {s for s, unit in pod.processes.items() if unit.state == process.EXITED}
+        self.exits = [subject for subject, unit in pod.processes.items() if unit.state in _LIVES]
+        self.outputs = [subject for subject, unit in pod.processes.items() if unit.state in _MAY_HAVE_WRITTEN]

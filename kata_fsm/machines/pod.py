@@ -123,33 +123,29 @@ def _is_init(process_subject: str) -> bool:
     return process_subject.endswith(f"/{INIT}")
 
 
+def own(pod: Pod) -> Pod:
+    """An equal pod that the caller may change by `adopt`."""
+    return Pod(pod.sandbox, pod.vm, pod.agent, pod.network, pod.share, dict(pod.containers), dict(pod.processes))
+
+
+def adopt(pod: Pod, event: Moved) -> None:
+    """Apply `event` in place: only to a pod of one's own."""
+    known = pod.unit(event.machine, event.subject).facts
+    _place(pod, event, Unit(event.dest, {**known, **event.facts} if event.facts else known))
+
+
 def evolve(pod: Pod, event: Moved) -> Pod:
     """The pod after `event`. Pure: the given pod is not changed."""
-    new = Pod(pod.sandbox, pod.vm, pod.agent, pod.network, pod.share, pod.containers, pod.processes)
-    if event.machine == "container":
-        new.containers = dict(pod.containers)
-    elif event.machine == "process":
-        new.processes = dict(pod.processes)
-    before = pod.unit(event.machine, event.subject)
-    facts = {**before.facts, **event.facts} if event.facts else before.facts
-    _place(new, event, Unit(event.dest, facts))
+    new = own(pod)
+    adopt(new, event)
     return new
 
 
 def fold(events: Iterable[Moved], pod: Pod | None = None) -> Pod:
     """The pod after all `events`, applied in place to a pod of our own: the fast way for whole streams."""
-    pod = (
-        Pod()
-        if pod is None
-        else Pod(
-            **{name: getattr(pod, name) for name in POD_MACHINES},
-            containers=dict(pod.containers),
-            processes=dict(pod.processes),
-        )
-    )
+    pod = Pod() if pod is None else own(pod)
     for event in events:
-        before = pod.unit(event.machine, event.subject)
-        _place(pod, event, Unit(event.dest, {**before.facts, **event.facts} if event.facts else before.facts))
+        adopt(pod, event)
     return pod
 
 

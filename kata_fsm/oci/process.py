@@ -10,6 +10,7 @@ from __future__ import annotations
 from kata_fsm import cjson
 from kata_fsm.errors import SpecError, UsageError
 from kata_fsm.oci import reading
+from kata_fsm.oci.looking import answered
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def check(document: Document, *, where: str) -> list[str]:
 
 def _from_file(path: str) -> Document:
     try:
-        data = reading.read_file(path)
+        data = answered(path, lambda: reading.read_file(path))
     except OSError as error:
         raise UsageError(f"process file `{path}` cannot be read: {error.strerror}") from error
     name = f"process file `{path}`"

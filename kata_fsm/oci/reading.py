@@ -6,6 +6,7 @@ import stat
 
 from kata_fsm.errors import SpecError
 from kata_fsm.limits import SPEC_BYTES_MAX, SPEC_DEPTH_MAX
+from kata_fsm.oci.looking import answered
 
 _SHOWN_PATH_CHARACTERS = 64
 
@@ -28,12 +29,17 @@ def require_size(data: bytes, *, where: str) -> None:
 
 
 def read_config(bundle: str) -> bytes:
-    """The bytes of the `config.json` in the bundle directory `bundle`. Raises `SpecError`."""
+    """The bytes of the `config.json` in the bundle directory `bundle`. Raises `SpecError`, and `WorldError` if nothing
+    answers."""
     path = os.path.join(bundle, "config.json")
-    try:
+
+    def read() -> bytes:
         if stat.S_ISFIFO(os.stat(path).st_mode):
             raise SpecError(f"`{path}` is a pipe, not a file")  # to open it would wait for a writer, perhaps for ever
         return read_file(path)
+
+    try:
+        return answered(path, read)
     except OSError as error:
         raise SpecError(
             f"`{path}` cannot be read: {error.strerror}", hint="`kata-fsm spec` writes one to start from"

@@ -61,28 +61,38 @@ class Watcher:
             found = self.sessions[subject] = Session(subject, self._runtime, self._link, processes=self._processes)
         return found
 
-    def _wanted(self, pod: Pod) -> dict[Key, Callable[[], Awaitable[None]]]:
-        wanted: dict[Key, Callable[[], Awaitable[None]]] = {}
+    def _wanted(self, pod: Pod) -> dict[Key, None]:
+        """In order: what is due at once begins in the same order wherever a simulated run is repeated."""
+        wanted: dict[Key, None] = {}
         if self.blind:
             return wanted
         if pod.vm.state == vm.RUNNING:
-            wanted[("vm", "")] = self._vm
+            wanted[("vm", "")] = None
         if pod.share.state in share.USABLE and pod.vm.state in (vm.ABSENT, vm.LAUNCHING, vm.RUNNING):
-            wanted[("share", "")] = self._share
+            wanted[("share", "")] = None
         if pod.agent.state in (agent.CONNECTED, agent.CONFIGURING, agent.READY):
-            wanted[("agent", "")] = self._agent
+            wanted[("agent", "")] = None
         if pod.agent.state == agent.READY and pod.network.facts.get("resolver"):
-            wanted[("names", "")] = self._names
+            wanted[("names", "")] = None
         if pod.agent.state == agent.READY and pod.sandbox.state == sandbox.READY:
-            wanted[("localhost", "")] = self._localhost
+            wanted[("localhost", "")] = None
             if pod.network.state in _SERVED and pod.sandbox.facts.get("config", {}).get("network_watched"):
-                wanted[("network", "")] = self._network
+                wanted[("network", "")] = None
         watches = Watches(pod)
         for subject in watches.exits:
-            wanted[("exit", subject)] = lambda subject=subject: self._exit(subject)  # type: ignore[misc]
+            wanted[("exit", subject)] = None
         for subject in watches.outputs:
-            wanted[("stdio", subject)] = self.session(subject).run
+            wanted[("stdio", subject)] = None
         return wanted
+
+    def _watch(self, key: Key) -> Awaitable[None]:
+        kind, subject = key
+        if kind == "exit":
+            return self._exit(subject)
+        if kind == "stdio":
+            return self.session(subject).run()
+        watch: Callable[[], Awaitable[None]] = getattr(self, f"_{kind}")
+        return watch()
 
     def reconcile(self, pod: Pod) -> None:
         """Start the watches that are due and cancel those that are not."""
@@ -93,14 +103,16 @@ class Watcher:
         wanted = self._wanted(pod)
         for key in [key for key in self._tasks if key not in wanted]:
             self._tasks.pop(key).cancel()
-        for key, task in wanted.items():
+        for key in wanted:
             if key not in self._tasks:
                 scope = self._tasks[key] = trio.CancelScope()
-                self._nursery.start_soon(self._run, task, scope)
+                if key[0] == "stdio":
+                    self.session(key[1])
+                self._nursery.start_soon(self._run, key, scope)
 
-    async def _run(self, task: Callable[[], Awaitable[None]], scope: trio.CancelScope) -> None:
+    async def _run(self, key: Key, scope: trio.CancelScope) -> None:
         with scope:
-            await task()
+            await self._watch(key)
 
     async def _vm(self) -> None:
         identity = process_of(self._runtime.pod.vm.facts)

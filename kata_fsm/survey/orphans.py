@@ -20,6 +20,7 @@ import trio
 from kata_fsm import errors
 from kata_fsm.control import lock_is_free
 from kata_fsm.effects import cgroup, mounts, netns, process
+from kata_fsm.effects.bounded import Bounded
 from kata_fsm.effects.network import namespace
 from kata_fsm.limits import ORPHAN_DIRECTORY_AGE_S, ORPHAN_UNMOUNT_S
 from kata_fsm.survey.traces import Trace, journal_named_by_lock
@@ -141,7 +142,7 @@ async def _part(trace: Trace) -> None:
         if netns.is_network_namespace(trace.name):
             netns.inside(trace.name, lambda: namespace.part(trace.uid))
 
-    await trio.to_thread.run_sync(work)
+    await Bounded("netns", f"parting what was joined to `{trace.name}`").run(work)
 
 
 async def _unmount(trace: Trace) -> None:
@@ -154,11 +155,13 @@ async def _unmount(trace: Trace) -> None:
 
 async def _remove_cgroup(trace: Trace) -> None:
     directory = trace.name
-    if cgroup.owner_of(directory) != trace.uid:
-        return
-    root = cgroup.root_of(directory)
-    if root:
-        await cgroup.remove_marked(directory, root)
+
+    def root() -> str:
+        return cgroup.root_of(directory) if cgroup.owner_of(directory) == trace.uid else ""
+
+    found = await cgroup.bounded(f"looking at cgroup `{directory}`", root)
+    if found:
+        await cgroup.remove_marked(directory, found)
 
 
 async def _remove_directory(trace: Trace) -> None:

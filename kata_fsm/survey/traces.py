@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from kata_fsm.argv import argv_of
 from kata_fsm.effects import cgroup, mounts, process
 from kata_fsm.effects.hypervisor.argv import uuid_of
 from kata_fsm.effects.process import Identity
@@ -92,7 +93,7 @@ def processes() -> list[Trace]:
         if not entry.isdigit():
             continue
         pid = int(entry)
-        known = classify(process.argv_of(pid), run)
+        known = classify(argv_of(pid), run)
         if known is None:
             continue
         kind, uid, name = known

@@ -14,7 +14,6 @@ from kata_fsm import cjson
 from kata_fsm.cli import lookup, shims
 from kata_fsm.cli.options import FLAG, LIST, NUMBER, VALUE, Option, Values, parse
 from kata_fsm.errors import UsageError
-from kata_fsm.limits import SPEC_BYTES_MAX
 from kata_fsm.world import WORLD
 
 TYPE_CHECKING = False
@@ -90,9 +89,11 @@ def _file_wants_terminal(path: str | None) -> bool:
     """Whether a process file asks for a terminal. One that cannot be read is judged, and refused, later."""
     if not path:
         return False
+    from kata_fsm.oci.looking import answered
+    from kata_fsm.oci.reading import read_file
+
     try:
-        with open(path, "rb") as file:
-            return bool(cjson.loads_object(file.read(SPEC_BYTES_MAX)).get("terminal"))
+        return bool(cjson.loads_object(answered(path, lambda: read_file(path))).get("terminal"))
     except (OSError, ValueError):
         return True
 

@@ -12,5 +12,5 @@
     network   those on the network: namespace, taps, NICs
     wiring    all of them together, in the place of `kata_fsm.supervisor.wiring`
 
-It is driven by `kata_fsm.testing`, under trio's `MockClock`; nothing in it touches the real host.
+It is driven by `kata_fsm.testing`, under the clock in `clock.py`; nothing in it touches the real host.
 """

@@ -7,12 +7,12 @@ the first was, as the real agent does. `Workload` is the truth that recorded exi
 
 from __future__ import annotations
 
+from math import inf
 from types import SimpleNamespace
 from typing import Any
 
-import trio
-
 from kata_fsm.effects.agent.client import AgentCallError
+from kata_fsm.effects.fake.clock import Place, virtual, wake
 from kata_fsm.effects.fake.faults import Faults
 from kata_wire import envelope
 
@@ -69,17 +69,20 @@ class FakeGuest:
         self.removed: dict[str, Box] = {}
         self.nics: dict[int, str] = {}  # the interface behind each, by slot
         self.begun: dict[tuple[str, str], int] = {}
-        self._change = trio.Event()
+        self._waiting: list[Place] = []
 
     def change(self) -> None:
         """Wake whoever waits for something in here."""
         self.faults.changes += 1
-        self._change.set()
-        self._change = trio.Event()
+        waiting, self._waiting = self._waiting, []
+        for place in waiting:
+            wake(place)
 
-    async def changed(self) -> None:
-        """Wait for the next change."""
-        await self._change.wait()
+    async def changed(self, until: float = inf) -> bool:
+        """Wait for the next change; False when there was none until then (trio's clock)."""
+        place: Place = []
+        self._waiting.append(place)
+        return await virtual().wait(place, until)
 
     def power_off(self) -> None:
         """The machine is gone, and everything in it ends untold."""

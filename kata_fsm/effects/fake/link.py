@@ -7,12 +7,14 @@ Each call may meet a fault (see `CALL_FAULTS`). A connection may break while the
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from types import SimpleNamespace
 from typing import Any
 
 import trio
 
 from kata_fsm.effects.agent.client import AgentCallError, AgentUnreachable
+from kata_fsm.effects.fake.clock import nap
 from kata_fsm.effects.fake.faults import Doomed
 from kata_fsm.effects.fake.guest import FakeGuest
 from kata_fsm.effects.fake.host import FakeHost
@@ -91,13 +93,13 @@ class FakeLink:
         while not self._over:
             guest = self.guest
             if guest is None:
-                await trio.sleep(1.0)
+                await nap(1.0)
                 continue
             wait_s = guest.answers_at - trio.current_time()
             if wait_s > 0:
-                await trio.sleep(wait_s)
+                await nap(wait_s)
             if not (guest.silent or guest.off or guest.panicked):
-                await trio.sleep(CALL_S)
+                await nap(CALL_S)
                 return
             await _either(guest, self._ended)
 
@@ -129,19 +131,17 @@ class FakeLink:
         """Make one call over `client`, with whatever fault it meets."""
         guest = self.guest
         assert guest is not None, "a connection to nobody"
-        answer: list[Any] = []
-        limit_s = float("inf") if timeout_s is None else timeout_s
-        with trio.move_on_after(limit_s) as limit:
-            answer.append(await self._exchange(client, guest, method, request))
-        self.doomed.check()
-        if limit.cancelled_caught or not answer:
-            raise TimeoutExceeded(method, f"the agent did not answer {method} within {limit_s:g} s")
-        return answer[0]
+        until = inf if timeout_s is None else trio.current_time() + timeout_s
+        try:
+            return await self._exchange(client, guest, method, request, until)
+        except _Late:
+            self.doomed.check()
+            raise TimeoutExceeded(method, f"the agent did not answer {method} within {timeout_s:g} s") from None
 
-    async def _exchange(self, client: FakeClient, guest: FakeGuest, method: str, request: Any) -> Any:
+    async def _exchange(self, client: FakeClient, guest: FakeGuest, method: str, request: Any, until: float) -> Any:
         fault = self.host.faults.of_call(method) if method not in ENDLESS else None
         self.doomed.boundary("effect")
-        await trio.sleep(CALL_S)
+        await _pass(CALL_S, until)
         self.doomed.check()
         if fault == "broken":
             client.close("the connection broke")
@@ -149,16 +149,16 @@ class FakeLink:
         if fault == "refused":
             raise AgentCallError(method, envelope.INTERNAL, "the agent has a bad day")
         if fault == "unheard" or guest.silent:
-            await self._until_broken(client, guest, method)
-        reply = await self._dispatch(client, guest, method, request)
+            await self._until_broken(client, guest, method, until)
+        reply = await self._dispatch(client, guest, method, request, until)
         self.doomed.boundary("effect")
         if fault == "broken-after":
             client.close("the connection broke")
         if fault == "late":
-            await trio.sleep(LATE_S)
+            await _pass(LATE_S, until)
         self._require(client, guest, method)
         if fault == "unanswered":
-            await self._until_broken(client, guest, method)
+            await self._until_broken(client, guest, method, until)
         return reply
 
     def _require(self, client: FakeClient, guest: FakeGuest, method: str) -> None:
@@ -168,12 +168,13 @@ class FakeLink:
         if client.closed.is_set():
             raise AgentUnreachable(method, client.reason)
 
-    async def _until_broken(self, client: FakeClient, guest: FakeGuest, method: str) -> None:
+    async def _until_broken(self, client: FakeClient, guest: FakeGuest, method: str, until: float) -> None:
         while True:
             self._require(client, guest, method)
-            await guest.changed()
+            if not await guest.changed(until):
+                raise _Late
 
-    async def _dispatch(self, client: FakeClient, guest: FakeGuest, method: str, request: Any) -> Any:
+    async def _dispatch(self, client: FakeClient, guest: FakeGuest, method: str, request: Any, until: float) -> Any:
         waiting = _WAITING.get(method)
         if waiting is None:
             return _CALLS[method](guest, request)
@@ -181,14 +182,28 @@ class FakeLink:
             reply = waiting(guest, request)
             if reply is not None:
                 return reply
-            limit_s = (getattr(request, "timeout_ms", 0) or 0) / 1000 or float("inf")
-            with trio.move_on_after(limit_s) as limit:
-                await guest.changed()
+            limit_s = (getattr(request, "timeout_ms", 0) or 0) / 1000 or inf
+            enough = trio.current_time() + limit_s
+            changed = await guest.changed(min(until, enough))
+            if not changed and until <= enough:
+                raise _Late
             self._require(client, guest, method)
             if guest.silent:
-                await self._until_broken(client, guest, method)
-            if limit.cancelled_caught:
+                await self._until_broken(client, guest, method, until)
+            if not changed:
                 return waiting(guest, request) or _NOTHING_YET[method](request)
+
+
+class _Late(Exception):
+    """The caller's patience is at its end."""
+
+
+async def _pass(seconds: float, until: float) -> None:
+    """So long it takes, if there is the time."""
+    left = until - trio.current_time()
+    await nap(min(seconds, left))
+    if left <= seconds:
+        raise _Late
 
 
 async def _either(guest: FakeGuest, event: trio.Event) -> None:

@@ -17,6 +17,7 @@ from kata_fsm.effects.agent import handlers as guest
 from kata_fsm.effects.agent.link import Link
 from kata_fsm.effects.fake import handlers as fake
 from kata_fsm.effects.fake import network
+from kata_fsm.effects.fake.clock import nap
 from kata_fsm.effects.fake.faults import Doomed
 from kata_fsm.effects.fake.host import FakeHost
 from kata_fsm.effects.fake.link import FakeLink
@@ -83,9 +84,9 @@ class Faulty:
         faults.seen[f"effect {self.kind}"] += 1
         fault = faults.of_effect(self.kind)
         if fault == "hang":
-            await trio.sleep(LIMIT_S)
+            await self._nap(LIMIT_S)
             raise TimeoutExceeded("hang", f"nothing happened within {LIMIT_S:g} s")
-        await trio.sleep(EFFECT_S)
+        await self._nap(EFFECT_S)
         if fault == "before" or (fault == "half" and not isinstance(self.handler, fake.HostHandler)):
             raise EffectError("planned", "it failed before it did anything")
         if isinstance(self.handler, fake.HostHandler):
@@ -97,9 +98,13 @@ class Faulty:
         if fault == "after":
             raise EffectError("planned", "it was done, and failed all the same")
         if fault == "lost":
-            await trio.sleep(LIMIT_S)
+            await self._nap(LIMIT_S)
             raise TimeoutExceeded("lost", f"no answer came within {LIMIT_S:g} s")
         return result
+
+    async def _nap(self, seconds: float) -> None:
+        await nap(seconds)
+        self.doomed.check()  # it may have died in the very moment in which that was over
 
     async def probe(self, intent: Intent) -> Observed:
         """Through the handler."""

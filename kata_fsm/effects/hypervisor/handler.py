@@ -15,6 +15,7 @@ from typing import Any
 import trio
 
 from kata_fsm import errors, limits
+from kata_fsm.argv import argv_of
 from kata_fsm.effects import logs, oom, process, tree
 from kata_fsm.effects.bounded import Bounded
 from kata_fsm.effects.hypervisor import argv, host, image, kvm, tsc, watch
@@ -82,7 +83,7 @@ class HypervisorLaunch(_Hypervisor):
         """Start it; one that runs already is answered as it is."""
         identity = self.find()
         if identity is not None:
-            return self._result(identity, process.argv_of(identity.pid), {})
+            return self._result(identity, argv_of(identity.pid), {})
         settings = host.fitted(self._settings(intent.params))
         guest = await Bounded("image", "reading the guest's kernel and initrd").run(lambda: image.load(settings))
         self.monitor.warm()
@@ -157,7 +158,7 @@ class HypervisorLaunch(_Hypervisor):
         identity = self.find()
         if identity is None:
             return Observed(False)
-        return Observed(True, self._result(identity, process.argv_of(identity.pid), {}))
+        return Observed(True, self._result(identity, argv_of(identity.pid), {}))
 
     async def undo(self, intent: Intent) -> dict[str, Any]:
         """End it and remove its files."""

@@ -16,7 +16,7 @@ import trio
 from kata_fsm import errors
 from kata_fsm.effects.hypervisor import nic
 from kata_fsm.effects.network import namespace, told
-from kata_fsm.effects.network.handlers import Plugger
+from kata_fsm.effects.network.handlers import LOOKING, PARTING, Plugger
 from kata_fsm.effects.network.model import Address, Interface, Network, Route, from_facts
 from kata_fsm.effects.protocols import Intent, Observed
 
@@ -51,7 +51,7 @@ class NetworkChange(Plugger):
                 raise
             message = f"{error.message}; and what was there before cannot be put back: {why}"
             raise errors.EffectError(error.phase, message, evidence=error.evidence, hint=error.hint) from error
-        resolver = await self._inside(namespace.has_resolver)
+        resolver = await self._inside(LOOKING, lambda _: namespace.has_resolver())
         return {**wanted.to_facts(), "routes_given": by_hand, **({"resolver": True} if resolver else {})}
 
     async def _wanted(self, known: Network, change: dict[str, Any]) -> Network:
@@ -68,7 +68,7 @@ class NetworkChange(Plugger):
         if not os.path.lexists(self.paths.netns):
             raise errors.EffectError("netns", "the network namespace is not held any more")
         uid, settings = self.paths.uid, self.settings
-        return await self._inside(lambda: namespace.look(uid, settings, known))
+        return await self._inside(LOOKING, lambda _: namespace.look(uid, settings, known))
 
     async def _converge(self, model: str, known: Network, wanted: Network, by_hand: bool) -> None:
         uid = self.paths.uid
@@ -77,11 +77,11 @@ class NetworkChange(Plugger):
         for slot in gone:
             await nic.unplug(self.monitor, slot)
         if gone:
-            await self._inside(lambda: namespace.part(uid, but=slots))
+            await self._inside(PARTING, lambda _: namespace.part(uid, but=slots))
         before = {interface.slot: interface for interface in known.interfaces}
         plugged = await nic.slots(self.monitor)
         fresh = [each for each in wanted.interfaces if before.get(each.slot) != each or each.slot not in plugged]
-        await self._inside(lambda: namespace.join(uid, model, fresh, self.settings))
+        await self._join(model, fresh)
         for interface in fresh:
             await self.plug(model, interface)
             await told.tell_interface(self.link, interface)
@@ -93,8 +93,7 @@ class NetworkChange(Plugger):
         """Put back what is recorded, also what was unplugged already; why that cannot be done, or nothing."""
         try:
             await self._sweep(known)
-            uid, settings = self.paths.uid, self.settings
-            await self._inside(lambda: namespace.join(uid, model, known.interfaces, settings))
+            await self._join(model, known.interfaces)
             for interface in known.interfaces:
                 await self.plug(model, interface)
             await told.tell(self.link, known)
@@ -108,7 +107,7 @@ class NetworkChange(Plugger):
         for slot in await nic.slots(self.monitor):
             if slot not in slots:
                 await nic.unplug(self.monitor, slot)
-        await self._inside(lambda: namespace.part(self.paths.uid, but=slots))
+        await self._inside(PARTING, lambda _: namespace.part(self.paths.uid, but=slots))
 
     async def probe(self, intent: Intent) -> Observed:
         """What the guest was told cannot be seen from outside; doing it again does no harm."""

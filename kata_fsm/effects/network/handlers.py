@@ -8,14 +8,14 @@ it is imported only for a namespace that somebody gave us, and while the guest b
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
 from kata_fsm import errors
 from kata_fsm.effects import netns
-from kata_fsm.effects.bounded import Bounded
+from kata_fsm.effects.bounded import Bounded, Enter
 from kata_fsm.effects.hypervisor import nic
 from kata_fsm.effects.hypervisor.hotplug import has_device
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
@@ -31,6 +31,14 @@ if TYPE_CHECKING:
 NONE = "none"
 T = TypeVar("T")
 
+LOOKING = "looking into the network namespace"
+PARTING = "parting what was joined to the network namespace"
+
+
+def _made_anew(path: str) -> None:
+    netns.remove(path)
+    netns.make(path)
+
 
 class _Handler:
     """What they share. `netns` of the intent's params is the path that the spec names, or empty."""
@@ -45,16 +53,31 @@ class _Handler:
     def _model(self, intent: Intent) -> str:
         return str(intent.params.get("model") or NONE)
 
-    async def _inside(self, work: Callable[[], T]) -> T:
-        """Run `work` in the sandbox's namespace. Raises EffectError."""
+    async def _inside(
+        self, what: str, work: Callable[[Enter], T], *, late: Callable[[], object] | None = None, path: str = ""
+    ) -> T:
+        """Run `work`, which tells what it turns to, in the sandbox's namespace or the one at `path`. Raises EffectError.
+
+        `what` and `late` are as in `Bounded`: the kernel answers nobody while something holds up its network's lock.
+        """
+        task = Bounded("netns", what)
 
         def blocking() -> T:
-            return netns.inside(self.paths.netns, work)
+            task.enter(path or self.paths.netns)
+            return netns.inside(path or self.paths.netns, lambda: work(task.enter))
 
         try:
-            return await trio.to_thread.run_sync(blocking)
+            return await task.run(blocking, late=late)
         except OSError as error:
             raise errors.EffectError("netns", f"in the network namespace: {error.strerror or error}") from error
+
+    async def _join(
+        self, model: str, interfaces: Iterable[Interface], *, late: Callable[[], object] | None = None
+    ) -> None:
+        """Join these interfaces to the sandbox's namespace."""
+        uid, settings = self.paths.uid, self.settings
+        what = "joining interfaces of the network namespace"
+        await self._inside(what, lambda enter: namespace.join(uid, model, interfaces, settings, enter), late=late)
 
     async def _leave(self, intent: Intent) -> dict[str, Any]:
         """Part what is joined, and let the namespace go. One of ours that never held anything just ends."""
@@ -66,7 +89,7 @@ class _Handler:
             except OSError:
                 right = False
             if right:
-                parted = await self._inside(lambda: namespace.part(self.paths.uid))
+                parted = await self._inside(PARTING, lambda _: namespace.part(self.paths.uid))
         task = Bounded("netns", "unmounting the hold of the network namespace")
         removed = await task.run(lambda: netns.remove(self.paths.netns))
         return {"removed": removed, **({"parted": parted} if parted else {})}
@@ -86,7 +109,8 @@ class NetworkAttach(_Handler):
         given, model = self._given(intent), self._model(intent)
         if not given:
             return self._result(await self._make(), True, model, Network(), [])
-        netns.check_given(given)
+        task = Bounded("netns", f"looking at the network namespace `{given}`")
+        await task.run(lambda: netns.check_given(given))
         if model == NONE:
             return self._result(given, False, model, Network(), await self._unserved(given))
         if netns.is_own(given):  # its interfaces are everybody's; Kata refuses it in the same words
@@ -94,19 +118,28 @@ class NetworkAttach(_Handler):
             raise errors.EffectError("netns", message)
         await self._hold(given)
         uid, settings = self.paths.uid, self.settings
-        network = await self._inside(lambda: namespace.look(uid, settings, Network()))
-        await self._inside(lambda: namespace.join(uid, model, network.interfaces, settings))
+        network = await self._inside(LOOKING, lambda _: namespace.look(uid, settings, Network()))
+        await self._join(model, network.interfaces, late=lambda: self._part_late(given))
         return await self._with_warning(self._result(self.paths.netns, False, model, network, []))
 
+    def _part_late(self, given: str) -> None:
+        """What is joined after it was given up is parted, wherever the namespace is held by then."""
+        for path in (self.paths.netns, given):
+            try:
+                netns.inside(path, lambda: namespace.part(self.paths.uid))
+                return
+            except (OSError, errors.EffectError):
+                continue
+
     async def _with_warning(self, result: dict[str, Any]) -> dict[str, Any]:
-        uncarried = await self._inside(namespace.uncarried)
+        uncarried = await self._inside(LOOKING, lambda _: namespace.uncarried())
         return {**result, "warning": "the guest will not have " + ", ".join(uncarried)} if uncarried else result
 
     async def _make(self) -> str:
         path = self.paths.netns
-        await trio.to_thread.run_sync(netns.remove, path)
+        task = Bounded("netns", "making a network namespace")
         try:
-            await trio.to_thread.run_sync(netns.make, path)
+            await task.run(lambda: _made_anew(path), late=lambda: netns.remove(path))
         except OSError as error:
             raise errors.EffectError("netns", f"cannot make a network namespace: {error.strerror}") from error
         return path
@@ -120,7 +153,7 @@ class NetworkAttach(_Handler):
             raise errors.EffectError("netns", message) from error
 
     async def _unserved(self, given: str) -> list[str]:
-        return await trio.to_thread.run_sync(lambda: netns.inside(given, namespace.names_up))
+        return await self._inside(LOOKING, lambda _: namespace.names_up(), path=given)
 
     @staticmethod
     def _result(path: str, created: bool, model: str, network: Network, unserved: list[str]) -> dict[str, Any]:
@@ -139,14 +172,15 @@ class NetworkAttach(_Handler):
         held = not given or model != NONE
         path = self.paths.netns if held else given
         try:
-            if not netns.is_network_namespace(path):
+            task = Bounded("netns", f"looking at the network namespace `{path}`")
+            if not await task.run(lambda: netns.is_network_namespace(path)):
                 return Observed(False)
             if not given:
                 return Observed(True, self._result(path, True, model, Network(), []))
             if not held:
                 return Observed(True, self._result(path, False, model, Network(), await self._unserved(path)))
             uid, settings = self.paths.uid, self.settings
-            network = await self._inside(lambda: namespace.joined(uid, settings))
+            network = await self._inside(LOOKING, lambda _: namespace.joined(uid, settings))
         except (OSError, errors.EffectError):
             return Observed(False)
         if network is None:
@@ -194,12 +228,22 @@ class Plugger(_Handler):
             return False
         await nic.clear(self.monitor, interface.slot, interface.queues)
         uid, settings = self.paths.uid, self.settings
-        fds, vhost = await self._inside(lambda: namespace.open_queues(uid, model, interface, settings))
+        opened: list[tuple[list[int], list[int]]] = []
+
+        def close() -> None:
+            for fd in (fd for both in opened for fds in both for fd in fds):
+                os.close(fd)
+
+        await self._inside(
+            f"opening the tap of `{interface.name}`",
+            lambda _: opened.append(namespace.open_queues(uid, model, interface, settings)),
+            late=close,
+        )
         try:
+            fds, vhost = opened[0]
             return await nic.plug(self.monitor, slot=interface.slot, mac=interface.mac, fds=fds, vhost=vhost)
         finally:
-            for fd in (*fds, *vhost):
-                os.close(fd)
+            close()
 
 
 class NetworkPlug(Plugger):

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from kata_fsm import errors
+from kata_fsm.effects.bounded import Enter
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.effects.network import join as joining
 from kata_fsm.effects.network import rates, tap
@@ -87,10 +88,17 @@ def require_buses(network: Network, settings: HypervisorSettings) -> None:
         )
 
 
-def join(uid: str, model: str, interfaces: Iterable[Interface], settings: HypervisorSettings) -> None:
+def join(
+    uid: str,
+    model: str,
+    interfaces: Iterable[Interface],
+    settings: HypervisorSettings,
+    enter: Enter = lambda name: None,
+) -> None:
     """Make the taps of these interfaces and join them; those that are joined already stay so. Raises EffectError."""
     with _netlink() as netlink:
         for interface in interfaces:
+            enter(interface.name)
             joining.join(netlink, uid, model, interface)
             rates.hold(netlink, uid, interface, settings)
 

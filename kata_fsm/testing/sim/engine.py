@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One program, one trio run under a mock clock, one verdict.
+"""One program, one trio run under a virtual clock, one verdict.
 
-A run is a function of its seed and program: chance comes from `Dice`, time from the mock clock, and the order in which
+A run is a function of its seed and program: chance comes from `Dice`, time from the virtual clock, and the order in which
 trio runs tasks that are due at once from a generator that is seeded here. (Trio offers that for property tests only, in
 names of its own that begin with an underscore; there is no public one.)
 """
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import msgspec
 import trio
-import trio.testing
 
 from journal import Journal
+from kata_fsm.effects.fake.clock import Virtual, nap
 from kata_fsm.effects.fake.dice import Dice
 from kata_fsm.machines import outstanding, sandbox
 from kata_fsm.recovery import recover
@@ -70,7 +70,7 @@ def run(
             nursery.cancel_scope.cancel()
 
     _seed_trio(seed)
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    trio.run(main, clock=Virtual())
     return verdict
 
 
@@ -87,7 +87,7 @@ async def _live(universe: Universe, program: Program) -> None:
         await actor.perform(op)
         _check(universe)
     universe.faults.clear()
-    await trio.sleep(5.0)
+    await nap(5.0)
     _check(universe)
     if universe.dice.fork("twice").chance(RECOVERED_TWICE_PERCENT):
         await _recover_twice(universe)
@@ -167,4 +167,4 @@ async def _delete_all(universe: Universe, actor: Actor) -> None:
                 await life.over.wait()
         if not universe.ids() and not universe.lives and not any(shim.alive for shim in universe.shims):
             return
-        await trio.sleep(65.0)
+        await nap(65.0)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from kata_fsm.effects.fake.clock import nap
 from kata_fsm.effects.fake.faults import BOUNDARIES, CALL_FAULTS, EFFECT_FAULTS, JOURNAL_FAULTS
 from kata_fsm.effects.process import Exit
 from kata_fsm.machines.intents import PARAMS
@@ -188,7 +189,7 @@ class Actor:
             await self.perform(op)
 
         self.universe.nursery.start_soon(run)
-        await trio.sleep(0.001)
+        await nap(0.001)
 
     async def leave(self, op: Op, ms: int) -> None:
         """Ask, and go away."""
@@ -372,7 +373,7 @@ def _at_once(act: Callable[..., None]) -> Callable[..., Awaitable[None]]:
 
 
 async def _wait(actor: Actor, ms: int) -> None:
-    await trio.sleep(ms / 1000)
+    await nap(ms / 1000)
 
 
 def _asking(op: str) -> Callable[..., Awaitable[Any]]:

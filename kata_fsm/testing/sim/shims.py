@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from kata_fsm.effects.fake.clock import nap
 from kata_fsm.effects.fake.faults import Doomed
 from kata_fsm.effects.process import Exit, Identity
 from kata_fsm.limits import SHIM_RECONNECT_S
@@ -79,7 +80,7 @@ class SimShim:
                         return None  # the sandbox was taken down before we came to be
                     restart_at = trio.current_time() + _RESTART_EVERY_S
                     self._universe.supervise(self.stream)
-                await trio.sleep(_RECONNECT_S)
+                await nap(_RECONNECT_S)
                 continue
             try:
                 code, served = await self._serve(line, early)
@@ -89,7 +90,7 @@ class SimShim:
                 return code
             if served:
                 served_once, gone_since = True, trio.current_time()
-            await trio.sleep(_RECONNECT_S)
+            await nap(_RECONNECT_S)
         return None
 
     async def _serve(self, line: Line, early: bool) -> tuple[int | None, bool]:

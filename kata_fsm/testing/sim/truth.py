@@ -12,9 +12,9 @@ import msgspec
 
 from kata_fsm.effects.fake.network import recorded, taps
 from kata_fsm.effects.process import Exit
-from kata_fsm.machines import Moved, Pod, agent, check, container, evolve, network, process, sandbox, vm
+from kata_fsm.machines import Moved, Pod, agent, check, container, network, process, sandbox, vm
 from kata_fsm.machines.coupling import next_move
-from kata_fsm.machines.pod import INIT, TABLES
+from kata_fsm.machines.pod import INIT, TABLES, adopt, own
 from kata_fsm.machines.vocab import CAUSES, EXIT_UNKNOWN
 from kata_fsm.projections import project
 from kata_fsm.supervisor.limiting import limits_of
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from kata_fsm.effects.fake.guest import Workload
     from kata_fsm.machines.pod import Unit
     from kata_fsm.testing.sim.universe import Universe
+
+_MOVED = msgspec.json.Decoder(Moved)
 
 TOLD_BY_THE_GUEST = frozenset({"exited", "signaled", "guest_oom"})
 
@@ -56,19 +58,21 @@ class Truth:
 
     def folded(self, stream: str) -> Pod:
         """The fold of what is recorded now, every new record checked."""
-        pod, begun = self._folded.get(stream, (Pod(), 0))
-        rev = begun
+        known, begun = self._folded.get(stream, (Pod(), 0))
+        pod, rev = known, begun
         for record in self._universe.journal.read_stream(stream, rev + 1):
             rev = record.rev
             if record.kind == "outcome" and record.data.get("evidence", {}).get("bug"):
                 self._wrong(stream, f"an effect failed by a bug: {record.data}")
             if record.kind != "event":
                 continue
-            event = msgspec.json.decode(record.body, type=Moved)
+            if pod is known:
+                pod = own(known)
+            event = _MOVED.decode(record.body)
             problem = check(pod, event)
             if problem is not None:
                 self._wrong(stream, f"record {record.rev}: {problem}")
-            pod = evolve(pod, event)
+            adopt(pod, event)
             self._universe.seen[f"{event.machine} {event.source} {event.trigger}"] += 1
         self._folded[stream] = (pod, rev)
         if rev != begun:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import msgspec
 import trio
 
 from journal import Journal
@@ -24,6 +25,15 @@ from kata_fsm.testing.sim.shims import SimShim
 from kata_fsm.testing.sim.truth import Truth
 
 Reply = dict[str, Any]
+
+
+class _InStream(msgspec.Struct):
+    """What of a container's projection tells where it is."""
+
+    stream: str
+
+
+_IN_STREAM = msgspec.json.Decoder(_InStream)
 
 
 class Broken(AssertionError):
@@ -141,10 +151,8 @@ class Universe:
 
     def stream_of(self, container_id: str) -> str | None:
         """The stream that holds a container by that id, as verbs find it."""
-        import json
-
         value = self.journal.projection(container_key(self.root, container_id))
-        return None if value is None else str(json.loads(value)["stream"])
+        return None if value is None else _IN_STREAM.decode(value).stream
 
     def guest_of(self, stream: str) -> FakeGuest | None:
         """The guest of a stream's sandbox, dead or alive."""

@@ -89,8 +89,12 @@ def _answer(process: subprocess.Popen[bytes]) -> Tally | None:
         return None
     if process.returncode:
         raise Bug(f"a worker of the campaign ended with {process.returncode}")
-    tally = msgspec.json.decode(out, type=Tally)
-    if tally.failure is not None:  # JSON has no tuples
+    return with_tuples(msgspec.json.decode(out, type=Tally))
+
+
+def with_tuples(tally: Tally) -> Tally:
+    """A tally that was JSON, which has no tuples."""
+    if tally.failure is not None:
         tally.failure.program, tally.failure.shrunk = (
             parse(show(tally.failure.program)),
             parse(show(tally.failure.shrunk)),

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from tests.support import hung
+
+ROOT = Path(__file__).parents[3]
 LIMIT_S = 20.0
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -66,6 +70,22 @@ def test_a_refusal_is_told_and_no_shim_is_left(stubbed: Any, bundle: Any, tmp_pa
     done = stubbed("create", "--bundle", bundle(), "--pid-file", str(tmp_path / "pid"), "box")
     assert (done.returncode, done.stderr) == (1, "cannot create container `box`: no (try again)\n")
     assert not (tmp_path / "pid").exists()
+
+
+@pytest.mark.parametrize(("verb", "option", "box"), [("create", "--bundle", "new"), ("exec", "--process", "other")])
+def test_what_never_answers_is_named_and_the_command_ends(
+    verb: str, option: str, box: str, stubbed: Any, tmp_path: Path
+) -> None:
+    """Although a thread of it is in the kernel for ever."""
+    dead = tmp_path / "dead"
+    dead.mkdir()
+    stubbed.add("other", status="running", state="running")
+    code = "from kata_fsm import limits; limits.HOST_CALL_S = 0.3; from kata_fsm.cli.main import console_main as main"
+    argv = [sys.executable, "-c", f"{code}; main()", "--root", str(stubbed.root), verb, option, str(dead), box]
+    with hung.mounted(dead):
+        done = subprocess.run(argv, env=stubbed.environment, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
+    assert f"`{dead}` did not answer within 0.3 s: the server of its file system hangs" in done.stderr
+    assert done.returncode == 1
 
 
 def test_a_supervisor_that_cannot_start_says_why_and_leaves_nothing(stubbed: Any, bundle: Any, tmp_path: Path) -> None:

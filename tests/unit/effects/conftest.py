@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from kata_fsm.effects import mounts, process
+from kata_fsm.argv import argv_of
+from kata_fsm.effects import mounts
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.world import Paths
 
@@ -41,7 +42,7 @@ def _processes_about(text: str) -> list[str]:
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
-            line = " ".join(process.argv_of(int(name)))
+            line = " ".join(argv_of(int(name)))
             if text in line:
                 found.append(f"{name} {line}")
     return found

@@ -2,10 +2,11 @@
 """Cgroup paths and ownership, on whatever hierarchies this host has."""
 
 import os
+import threading
 
 import pytest
 
-from kata_fsm import errors
+from kata_fsm import errors, limits
 from kata_fsm.effects import cgroup, mounts
 
 
@@ -93,3 +94,35 @@ def test_the_scope_that_systemd_is_asked_for(given: str, scope: tuple[str, str] 
     assert cgroup.scope_of(given) == scope
     if scope:
         assert cgroup.resolve(given, "box", "u").endswith("/" + "/".join([scope[0], scope[1]]))
+
+
+async def test_a_cgroup_that_does_not_answer_is_named_and_what_is_made_late_is_removed(place, monkeypatch, until):
+    go_on, real, path = threading.Event(), os.mkdir, f"/kata-fsm-test-{os.getpid()}/late"
+
+    def slow(directory, *how):
+        go_on.wait()
+        real(directory, *how)
+
+    monkeypatch.setattr(limits, "HOST_CALL_S", 0.3)
+    monkeypatch.setattr(cgroup.os, "mkdir", slow)
+    threads = threading.active_count()
+    with pytest.raises(errors.TimeoutExceeded, match=rf"making cgroup `{path}` did not end within 0.3 s") as told:
+        await cgroup.created(path, place.paths.uid)
+    assert told.value.phase == "cgroup"
+    go_on.set()
+    await until(lambda: threading.active_count() <= threads + 1)
+    assert not cgroup.find(path, place.paths.uid)
+    assert not cgroup.find(os.path.dirname(path), place.paths.uid)
+
+
+async def test_a_cgroup_that_cannot_be_removed_for_a_kernel_that_hangs_is_named(place, monkeypatch):
+    path, go_on = f"/kata-fsm-test-{os.getpid()}/stays", threading.Event()
+    await cgroup.created(path, place.paths.uid)
+    with monkeypatch.context() as hanging:
+        hanging.setattr(limits, "HOST_CALL_S", 0.3)
+        hanging.setattr(cgroup, "_rmdirs", lambda directory: go_on.wait())
+        with pytest.raises(errors.TimeoutExceeded, match=rf"removing cgroup `.*{path}` did not end within 0.3 s"):
+            await cgroup.remove(path, place.paths.uid)
+        go_on.set()
+    assert not (await cgroup.remove(path, place.paths.uid))["foreign"]
+    assert not cgroup.find(path, place.paths.uid)

@@ -12,6 +12,7 @@ import trio
 
 from guest.build import init
 from kata_fsm import errors, limits
+from kata_fsm.argv import argv_of
 from kata_fsm.effects import mounts, oom, process
 from kata_fsm.effects.hypervisor import watch
 from kata_fsm.effects.hypervisor.handler import HypervisorLaunch, HypervisorStop
@@ -39,7 +40,7 @@ async def test_launch_probe_stop(place, tiny, monitor, until):
     identity = Identity.from_dict(result)
     assert process.alive(identity)
     assert result["accel"] == "tcg"
-    assert result["argv"] == process.argv_of(identity.pid)
+    assert result["argv"] == argv_of(identity.pid)
     assert int(Path(place.paths.qemu_pid).read_text()) == identity.pid
     assert (await monitor.command("query-status"))["status"] == "running"
     await until(lambda: Path(place.paths.console_log).read_text().endswith("up\n"))

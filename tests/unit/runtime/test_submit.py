@@ -108,7 +108,7 @@ async def test_of_two_runtimes_one_gets_an_id(journal: Journal, stage: Stage) ->
         assert loser.pod.sandbox.state == sandbox.ABSENT
         assert not records(journal, loser.stream)
         winner = two if loser is one else one
-        assert winner.pod.sandbox.state == sandbox.CREATING
+        assert winner.pod.sandbox.state in (sandbox.CREATING, sandbox.READY)  # its effects take no time
 
 
 async def test_an_id_is_free_in_another_root_and_taken_in_ones_own(journal: Journal, stage: Stage) -> None:

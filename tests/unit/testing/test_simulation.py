@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import trio
-import trio.testing
 from hypothesis import HealthCheck, given, settings
 
 from kata_fsm import testing
-from kata_fsm.effects.fake.clock import EPOCH_NS, FakeWorld
+from kata_fsm.effects.fake.clock import EPOCH_NS, FakeWorld, Virtual
 from kata_fsm.effects.fake.dice import Dice
 from kata_fsm.effects.fake.faults import EFFECT_FAULTS, Died, Doomed, Faults
 from kata_fsm.effects.fake.host import FakeHost
@@ -35,7 +34,7 @@ RELEASING = {"hypervisor.stop": "hypervisor.launch", "network.detach": "network.
 
 
 def in_simulation(main: Any) -> None:
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    trio.run(main, clock=Virtual())
 
 
 def made() -> tuple[FakeHost, FakeWiring]:
