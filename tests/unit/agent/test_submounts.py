@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,17 @@ from guest.agent.loop import Loop
 
 
 @pytest.fixture
-def agent(tmp_path: Path) -> Agent:
+def agent(tmp_path: Path) -> Iterator[Agent]:
     settings = Settings()
     settings.procfs = str(tmp_path)
     settings.busybox = "/bin/false"
     (tmp_path / "self").mkdir()
     (tmp_path / "self" / "mountinfo").write_text(f"36 35 0:40 / {tmp_path}/held rw - virtiofs none rw\n")
     (tmp_path / "held").mkdir()
-    return Agent(Loop(), settings)
+    handler = signal.getsignal(signal.SIGCHLD)
+    yield Agent(Loop(), settings)
+    signal.set_wakeup_fd(-1)  # an agent has its process for itself
+    signal.signal(signal.SIGCHLD, handler)
 
 
 def run(agent: Agent, task: Any) -> Any:
