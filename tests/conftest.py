@@ -3,23 +3,22 @@
 
 With `--features FILE` their outcomes are written there, as JSON lines; `tests.support.matrix` makes docs/engines.md of them.
 
-Run in several processes (`pytest -n 2`, as scripts/test does), tests that look at what is on the host as a
-whole (processes, mounts, namespaces) stay in one of them, one after the other, and the pure ones run beside.
+Run in several processes (`pytest -n 2`, as scripts/test does), the tests of one container engine stay together, and so do
+those of one file with virtual machines; the longest begin. What they make on the host is named by the process that made it
+(`tests.support.names`). Unit tests that look at the host as a whole stay together as well, and the pure ones run beside.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-_OF_THE_HOST = (
-    "clients/",
-    "integration/",
-    *(f"unit/{name}/" for name in ("cli", "effects", "shim", "supervisor", "survey")),
-)
+_OF_THE_HOST = tuple(f"unit/{name}/" for name in ("cli", "effects", "shim", "supervisor", "survey"))
+_ENGINES = {"cri": "containerd"}  # its daemon
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,18 +51,21 @@ class Outcomes:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """All tests of the host are one piece of work, and so are those of one file of properties, which count together what
-    they have reached; each other one is its own. Not by `--dist loadgroup`: xdist 3.8 tells groups by an attribute of tests
-    that pytest 9.2 no longer has."""
+    """See the head of this file; the properties of one file count together what they have reached. Not by `--dist
+    loadgroup`: xdist 3.8 tells groups by an attribute of tests that pytest 9.2 no longer has."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             name = nodeid.removeprefix("tests/")
-            if name.startswith("property/"):
+            if name.startswith("clients/test_"):
+                engine = re.split(r"[_.]", name.removeprefix("clients/test_"))[0]
+                return _ENGINES.get(engine, engine)
+            if name.startswith(("integration/", "property/")):
                 return name.partition("::")[0]
             return "host" if name.startswith(_OF_THE_HOST) else nodeid
 
+    config.option.loadscopereorder = False  # by their number of tests, the longest would be the last
     return Scheduling(config, log)
 
 
