@@ -136,6 +136,8 @@ class Shim:
         self.restart_at_ns = 0
         self.wakeup = -1
         self.view = View(os.environ.pop("KATA_FSM_VIEW", ""))
+        if home := os.environ.get("KATA_FSM_HOME_NETNS"):
+            os.set_inheritable(int(home), False)
 
     # --- signals
 
@@ -334,7 +336,8 @@ def go_home() -> None:
     """Leave the container's cgroups and network namespace, in the child that becomes a supervisor.
 
     A supervisor in a member's cgroup would be throttled with it, and would keep it from being removed; its
-    own place it finds by itself. The verb that started the shim left the cgroups it came from in the environment.
+    own place it finds by itself. The verb that started the shim left in the environment which cgroups it came from, and the
+    number of a descriptor of its network namespace (that of process 1 may be hidden from us).
     """
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
     for directory in os.environ.get("KATA_FSM_HOME_CGROUPS", "").split(":"):
@@ -344,11 +347,12 @@ def go_home() -> None:
                     file.write("0")
             except OSError as error:
                 os.write(2, f"shim: cannot go back to cgroup `{directory}`: {error.strerror}\n".encode())
-    try:
-        with open("/proc/1/ns/net", "rb") as namespace:
-            spawn.set_namespace(namespace.fileno())
-    except OSError as error:
-        os.write(2, f"shim: cannot go back to the host's network namespace: {error.strerror}\n".encode())
+    home = os.environ.get("KATA_FSM_HOME_NETNS")
+    if home:
+        try:
+            spawn.set_namespace(int(home))
+        except OSError as error:
+            os.write(2, f"shim: cannot go back to the host's network namespace: {error.strerror}\n".encode())
 
 
 def main(argv: list[str]) -> int:

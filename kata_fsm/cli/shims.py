@@ -134,8 +134,10 @@ def _become(plan: Plan, report: int) -> None:
         systemd.start_scope(plan.scope[1], plan.scope[0], os.getpid())
     for line in [] if plan.early else cgroups.join(plan.cgroups):
         os.write(report, (line + "\n").encode())
+    home = -1
     if plan.netns:
-        with open(plan.netns, "rb") as namespace:
+        with open("/proc/self/ns/net", "rb") as before, open(plan.netns, "rb") as namespace:
+            home = fcntl.fcntl(before, fcntl.F_DUPFD, report)  # which is out of the way, and this one outlives exec
             spawn.set_namespace(namespace.fileno())
     os.setsid()
     _place(plan, report)
@@ -152,6 +154,8 @@ def _become(plan: Plan, report: int) -> None:
     environment = spawn.clean_environment()
     if homes:
         environment["KATA_FSM_HOME_CGROUPS"] = ":".join(homes)
+    if home >= 0:
+        environment["KATA_FSM_HOME_NETNS"] = str(home)
     if plan.places is not None:
         environment["KATA_FSM_VIEW"] = _view(plan, report)
     os.execve(argv[0], argv, environment)
