@@ -19,6 +19,7 @@ from kata_fsm.argv import argv_of
 from kata_fsm.effects import mounts
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.world import Paths
+from tests.support.held import pod as pod
 
 UID = "0123456789ab"
 BASE = 0x100000

@@ -25,15 +25,6 @@ FAMILIES = {"127.0.0.1": socket.AF_INET, "::1": socket.AF_INET6}
 
 
 @pytest.fixture
-def pod(tmp_path: Path) -> Iterator[str]:
-    """A network namespace with `lo`, bound to a path."""
-    path = str(tmp_path / "netns")
-    netns.make(path)
-    yield path
-    netns.remove(path)
-
-
-@pytest.fixture
 def door(pod: str) -> Iterator[Doorway]:
     made = Doorway(pod)
     yield made

@@ -20,6 +20,7 @@ from kata_fsm.supervisor import session, watch
 from kata_fsm.world import Paths
 from tests.support import house as houses
 from tests.support.agent_peer import AgentPeer
+from tests.support.held import pod as pod
 from tests.support.stage import UID, Stage
 from tests.support.stage import opened as opened_journal
 

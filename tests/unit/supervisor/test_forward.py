@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,15 +21,6 @@ from tests.support.house import House, wait_for
 from tests.support.stage import BOX, LIMIT_S
 
 PORT = 8080
-
-
-@pytest.fixture
-def pod(tmp_path: Path) -> Iterator[str]:
-    """A network namespace with `lo`, bound to a path."""
-    path = str(tmp_path / "netns")
-    netns.make(path)
-    yield path
-    netns.remove(path)
 
 
 @pytest.fixture

@@ -21,15 +21,6 @@ from tests.unit.supervisor.test_networking import ETH0, create_with_hooks
 
 
 @pytest.fixture
-def pod(tmp_path: Path) -> Iterator[str]:
-    """A network namespace with `lo`, bound to a path."""
-    path = str(tmp_path / "netns")
-    netns.make(path)
-    yield path
-    netns.remove(path)
-
-
-@pytest.fixture
 def docker(pod: str) -> Iterator[None]:
     """Somebody who answers in there as dockerd does: at once what it knows, and never what it does not."""
     server = netns.inside(pod, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))

@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import trio
 
-from kata_fsm.effects import netns
 from kata_fsm.effects.network.model import Interface, Network
 from kata_fsm.effects.network.news import News
 from kata_fsm.errors import EffectError, WorldError
@@ -28,15 +26,6 @@ QUIET_S = 0.05
 
 def interface(name: str, **changes: Any) -> Interface:
     return Interface(**{"index": 2, "name": name, "kind": "veth", "mac": "02:00:00:00:00:02", "mtu": 1500, **changes})
-
-
-@pytest.fixture
-def pod(tmp_path: Path) -> Iterator[str]:
-    """A network namespace with `lo`, bound to a path."""
-    path = str(tmp_path / "netns")
-    netns.make(path)
-    yield path
-    netns.remove(path)
 
 
 @pytest.fixture(autouse=True)
