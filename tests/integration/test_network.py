@@ -402,9 +402,8 @@ def test_a_running_pod_survives_its_supervisor_and_cleans_up_after_qemu(kata: Ka
     (supervisor,) = kata.processes("supervisor", "c1")
     (shim,) = kata.processes("shim", "c1")
     here, *those = (os.readlink(f"/proc/{each}/ns/net") for each in ("self", supervisor, shim))
-    assert (
-        those[0] == here != those[1]
-    )  # the shim, where engines look for the pod's, started the other, which is at home
+    # The shim, which is where engines look for the pod's, has started the other, which is at home.
+    assert those[0] == here != those[1]
     (qemu,) = kata.processes("qemu-system", "sandbox-c1")
     os.kill(qemu, signal.SIGKILL)
     wait_until(lambda: kata.status("c1") == "stopped", "the container is stopped")
