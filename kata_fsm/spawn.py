@@ -111,6 +111,8 @@ def _become(argv: list[str], log_path: str, ready: int | None, before_exec: "Cal
     os.dup2(null, 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    if before_exec is not None:
+        before_exec()
     if ready is not None:
         os.dup2(ready, 3, inheritable=True)
         close_from(4)
@@ -119,8 +121,6 @@ def _become(argv: list[str], log_path: str, ready: int | None, before_exec: "Cal
         close_from(3)
     os.chdir("/")
     os.umask(0o077)
-    if before_exec is not None:
-        before_exec()
     os.execve(argv[0], argv, clean_environment())
 
 

@@ -134,13 +134,13 @@ def _become(plan: Plan, report: int) -> None:
         systemd.start_scope(plan.scope[1], plan.scope[0], os.getpid())
     for line in [] if plan.early else cgroups.join(plan.cgroups):
         os.write(report, (line + "\n").encode())
+    os.setsid()
+    _place(plan, report)
     home = -1
     if plan.netns:
         with open("/proc/self/ns/net", "rb") as before, open(plan.netns, "rb") as namespace:
-            home = fcntl.fcntl(before, fcntl.F_DUPFD, report)  # which is out of the way, and this one outlives exec
+            home = fcntl.fcntl(before, fcntl.F_DUPFD, report + 1)  # this one outlives exec
             spawn.set_namespace(namespace.fileno())
-    os.setsid()
-    _place(plan, report)
     if plan.own_terminal:
         import termios
 
