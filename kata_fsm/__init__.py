@@ -5,3 +5,4 @@ Importing this package imports nothing else: the command line's hot path depends
 """
 
 __version__ = "0.1.0"
+OCI_VERSION = "1.0.2-dev"  # of the runtime specification, as Kata says it

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from journal import JournalError
-from kata_fsm import spawn
+from kata_fsm import OCI_VERSION, spawn
 from kata_fsm.cjson import dumps
 from kata_fsm.cli import client, console, log, lookup, shims
 from kata_fsm.cli.attending import ShimDied, await_reply
@@ -40,7 +40,6 @@ from kata_fsm.oci.names import check_id, sha256_hex
 from kata_fsm.oci.redact import redacted
 from kata_fsm.oci.sandbox import Place, place_of
 from kata_fsm.oci.spec import Loaded, load
-from kata_fsm.oci.status import OCI_VERSION
 from kata_fsm.world import WORLD
 
 

@@ -8,7 +8,7 @@ argparse, json, re, typing, enum or msgspec. A test pins that.
 import os
 import sys
 
-from kata_fsm import __version__
+from kata_fsm import OCI_VERSION, __version__
 from kata_fsm.cli.context import Context
 from kata_fsm.errors import KataFsmError, UsageError
 
@@ -76,8 +76,6 @@ _ACTIONS = {
     "show-default-config-paths": "paths",
     "kata-show-default-config-paths": "paths",
 }
-
-OCI_VERSION = "1.0.2-dev"
 
 
 def usage() -> str:

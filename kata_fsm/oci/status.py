@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kata_fsm import OCI_VERSION
 from kata_fsm.cjson import dumps_indented
 from kata_fsm.machines.container import OCI_STATUS
-
-OCI_VERSION = "1.0.2-dev"
 
 
 def oci_status(container_state: str) -> str:

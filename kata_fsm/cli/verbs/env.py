@@ -20,8 +20,8 @@ def parser() -> Parser:
 def run(context: Context, argv: list[str]) -> int:
     """Print the document. Raises `UsageError` for a configuration that cannot be."""
     given = parser().parse_args(argv)
+    from kata_fsm import OCI_VERSION
     from kata_fsm.check.env import collect
-    from kata_fsm.cli.main import OCI_VERSION
     from kata_fsm.cli.verbs.version import commit
     from kata_fsm.config.load import load
 

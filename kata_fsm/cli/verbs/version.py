@@ -6,9 +6,8 @@ from __future__ import annotations
 import os
 import sys
 
-from kata_fsm import __version__
+from kata_fsm import OCI_VERSION, __version__
 from kata_fsm.cli.context import Context
-from kata_fsm.cli.main import OCI_VERSION
 from kata_fsm.world import repository_root
 
 
