@@ -26,6 +26,12 @@ def cause_of(kata: Kata, name: str, machine: str = "sandbox", what: str = "stop"
     return cause
 
 
+def unwatch(kata: Kata) -> None:
+    """Kill who watches the machine of `c1`: first its shim, which would start another supervisor at once."""
+    for pid in [*kata.processes("shim", "c1"), *kata.processes("supervisor", "c1")]:
+        os.kill(pid, signal.SIGKILL)
+
+
 def run_and_end(kata: Kata, name: str, end: Any, *args: str, env: dict[str, str] | None = None, **changes: Any) -> int:
     """Run a container until it has said `up`, let `end` happen, and answer what the engine sees."""
     runner = kata.spawn("run", "--bundle", str(kata.bundle(name, *(args or SLEEP), **changes)), name)
@@ -132,8 +138,8 @@ def test_a_vmm_whose_end_nobody_saw(kata: Kata) -> None:
     """Its wait status is lost with its supervisor, and that is said."""
     kata.detached("c1", kata.bundle("c1", *SLEEP))
     (qemu,) = kata.processes("qemu-system", "sandbox-c1")
-    for pid in [*kata.processes("supervisor", "c1"), *kata.processes("shim", "c1"), qemu]:
-        os.kill(pid, signal.SIGKILL)
+    unwatch(kata)
+    os.kill(qemu, signal.SIGKILL)
     wait_until(lambda: kata.status("c1") == "stopped", "the container is stopped")
     cause = cause_of(kata, "c1")
     assert (cause["kind"], cause["evidence"]["wait_status"]) == ("vm_killed", "unknown")
@@ -157,8 +163,7 @@ def test_a_guest_that_ended_while_nobody_watched(kata: Kata, key: str, kind: str
     bundle = kata.bundle("c1", "/bin/sh", "-c", script, linux=linux)
     kata.detached("c1", bundle)
     (qemu,) = kata.processes("qemu-system", "sandbox-c1")
-    for pid in [*kata.processes("supervisor", "c1"), *kata.processes("shim", "c1")]:
-        os.kill(pid, signal.SIGKILL)
+    unwatch(kata)
     (bundle / "rootfs" / "go").touch()
     wait_until(lambda: qemu not in kata.processes("qemu-system", "sandbox-c1"), "the machine is off")
     wait_until(lambda: kata.status("c1") == "stopped", "the container is stopped")
