@@ -19,6 +19,8 @@ SHIM_RECONNECT_S = 60.0
 # A shim that lost its supervisor tries again within a second (0.05 s at first). The last supervisor of a sandbox waits
 # this long for those that have not come yet.
 SHIM_COMES_S = 3.0
+# Whoever else finds that there is no supervisor leaves it to them for so long to start one.
+SHIM_STARTS_S = 2.0
 VERB_REPLY_S = 180.0
 # A supervisor answers a ping within milliseconds; `delete --force` takes one that needs this long for dead.
 SUPERVISOR_SILENT_S = 20.0

@@ -22,7 +22,7 @@ import sys
 
 from kata_fsm import control, spawn
 from kata_fsm.errors import KataFsmError, RemoteError, SupervisorGone, UsageError
-from kata_fsm.limits import SHIM_ATTACH_S, SHIM_RECONNECT_S
+from kata_fsm.limits import SHIM_ATTACH_S, SHIM_RECONNECT_S, SHIM_STARTS_S
 from kata_fsm.relay import Input, Output
 from kata_fsm.world import WORLD, Paths
 
@@ -133,7 +133,7 @@ class Shim:
         self.retry_at_ns = 0
         self.retry_s = _RETRY_FIRST_S
         self.give_up_at_ns = WORLD.mono_ns() + int(SHIM_ATTACH_S * 1e9)
-        self.restart_at_ns = 0
+        self.restart_at_ns = WORLD.mono_ns() + int(SHIM_STARTS_S * 1e9)  # until then to those who had one
         self.wakeup = -1
         self.view = View(os.environ.pop("KATA_FSM_VIEW", ""))
         if home := os.environ.get("KATA_FSM_HOME_NETNS"):

@@ -10,7 +10,7 @@ import sys
 
 from kata_fsm import cjson
 from kata_fsm.errors import RemoteError, SupervisorGone
-from kata_fsm.limits import SUPERVISOR_START_S
+from kata_fsm.limits import SHIM_STARTS_S, SUPERVISOR_START_S
 from kata_fsm.world import WORLD, Paths, repository_root, run_dir
 
 TYPE_CHECKING = False
@@ -23,6 +23,7 @@ _FD_MAX = 1 << 16
 # Resolved at once: it may be relative, and children change directory before they need it.
 _OWN = os.path.realpath(sys.argv[0]) if sys.argv and sys.argv[0] else ""
 _REPLY_BYTES_MAX = 65536
+_LOOK_EVERY_S = 0.03
 
 
 def launcher() -> str:
@@ -165,6 +166,8 @@ def start_supervisor(sandbox_id: str, stream: str, *, resume: bool, wait_s: floa
     Raises `RemoteError` with what it reported, or `SupervisorGone` when it ended or said nothing within `wait_s`.
     """
     prepare_run_dir(uid_of(stream))
+    if resume:
+        _leave_to_shims(stream)
     reader, writer = os.pipe()
     try:
         try:
@@ -174,6 +177,28 @@ def start_supervisor(sandbox_id: str, stream: str, *, resume: bool, wait_s: floa
         _await_ready(reader, stream, wait_s)
     finally:
         os.close(reader)
+
+
+def _leave_to_shims(stream: str) -> None:
+    """Let the sandbox's shims start a supervisor, if there are any: they see as soon as we do that there is none.
+
+    What we start and leave behind becomes a child of whoever called us, if that adopts orphans. conmon does, and waits for
+    all its children (seen with 2.1): that of a `podman exec` would stay as long as the supervisor.
+    """
+    import time
+
+    from kata_fsm import control
+
+    lock, until = Paths(uid_of(stream)).supervisor_lock, WORLD.mono_ns() + int(SHIM_STARTS_S * 1e9)
+    while control.lock_is_free(lock) and WORLD.mono_ns() < until and _has_shim(stream):
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _has_shim(stream: str) -> bool:
+    from kata_fsm.argv import argv_of
+
+    lines = (argv_of(int(name)) for name in os.listdir("/proc") if name.isdigit())
+    return any("shim" in words and stream in words for words in lines)
 
 
 def prepare_run_dir(uid: str) -> None:
