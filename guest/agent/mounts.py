@@ -15,7 +15,7 @@ from .loop import pause
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterable
     from typing import Any
 
     from .agent import Agent
@@ -62,9 +62,18 @@ def unmount_all(agent: Agent, mount_points: list[str]) -> Generator[Wait, bool, 
 
 def is_mounted(agent: Agent, path: str) -> bool:
     """Is something mounted exactly there?"""
-    wanted = path.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011").replace("\n", "\\012")
+    return bool(mounted(agent, [path]))
+
+
+def mounted(agent: Agent, paths: Iterable[str]) -> list[str]:
+    """Those of `paths` exactly at which something is mounted."""
     lines = files.read_or(f"{agent.settings.procfs}/self/mountinfo", "").splitlines()
-    return any(line.split(" ", 5)[4] == wanted for line in lines)
+    points = {line.split(" ", 5)[4] for line in lines}
+    return [path for path in paths if _as_told(path) in points]
+
+
+def _as_told(path: str) -> str:
+    return path.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011").replace("\n", "\\012")
 
 
 def _mount_storage(agent: Agent, storage: Storage) -> Generator[Wait, bool, bool]:

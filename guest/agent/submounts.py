@@ -16,8 +16,8 @@ from __future__ import annotations
 import os
 from _thread import start_new_thread
 
-from . import files
 from .loop import READABLE, Notice
+from .mounts import mounted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def hold(agent: Agent, paths: Sequence[str]) -> Generator[Wait, bool, None]:
 
 def let_go(agent: Agent, paths: Sequence[str]) -> Generator[Wait, bool, None]:
     """Unmount what `hold` mounted, once nothing that the container asked for is unanswered. Not before: then it stays."""
-    held = [path for path in paths if path in _mount_points(agent)]
+    held = mounted(agent, paths)
     if held and (yield from _apart(agent, lambda: _ask(held * _QUESTIONS, os.statvfs, ""))):
         child = agent.children.spawn([agent.settings.busybox, "umount", "-l", *held])
         yield from child.wait()
@@ -56,11 +56,6 @@ def _ask(paths: Sequence[str], question: Callable[[str], object], tail: str) -> 
             question(path + tail)
         except OSError:
             pass  # a file, or gone
-
-
-def _mount_points(agent: Agent) -> set[str]:
-    lines = files.read_or(f"{agent.settings.procfs}/self/mountinfo", "").splitlines()
-    return {line.split(" ", 5)[4] for line in lines}
 
 
 def _apart(agent: Agent, work: Callable[[], None]) -> Generator[Wait, bool, bool]:
