@@ -42,6 +42,24 @@ def run_and_end(kata: Kata, name: str, end: Any, *args: str, env: dict[str, str]
         return runner.wait(LIMIT_S)
 
 
+def ended_by_the_kernel(kata: Kata, key: str, before: str = "true") -> dict[str, Any]:
+    """Have the guest's kernel do what `key` means to /proc/sysrq-trigger, from a container that may write there, once
+    `before` is done; the cause that is told."""
+    linux = config([])["linux"]
+    linux["readonlyPaths"] = []
+    script = f"{before}; echo up; read line; echo {key} >/proc/sysrq-trigger; sleep 1000"
+    bundle = kata.bundle("c1", "/bin/sh", "-c", script, linux=linux)
+    runner = kata.spawn("run", "--bundle", str(bundle), "c1", stdin=subprocess.PIPE)
+    assert runner.stdout is not None
+    assert runner.stdin is not None
+    with runner, runner.stdout:
+        assert runner.stdout.readline() == "up\n"
+        runner.stdin.write("now\n")
+        runner.stdin.close()
+        assert runner.wait(LIMIT_S) == 255
+    return cause_of(kata, "c1")
+
+
 @pytest.mark.parametrize(
     ("number", "kind"),
     [(signal.SIGKILL, "vm_killed"), (signal.SIGSEGV, "vm_crashed"), (signal.SIGABRT, "vm_crashed")],
@@ -63,20 +81,8 @@ def test_a_panic_of_the_guest_is_told_by_its_panic_device(kata: Kata) -> None:
 
     The device's driver is loaded when nothing else wants the processor; before that the console alone tells of a panic.
     """
-    linux = config([])["linux"]
-    linux["readonlyPaths"] = []
     driver = "until [ -d /sys/module/pvpanic_mmio ]; do sleep 0.1; done"
-    script = f"{driver}; echo up; read line; echo c >/proc/sysrq-trigger; sleep 1000"
-    bundle = kata.bundle("c1", "/bin/sh", "-c", script, linux=linux)
-    runner = kata.spawn("run", "--bundle", str(bundle), "c1", stdin=subprocess.PIPE)
-    assert runner.stdout is not None
-    assert runner.stdin is not None
-    with runner, runner.stdout:
-        assert runner.stdout.readline() == "up\n"
-        runner.stdin.write("now\n")
-        runner.stdin.close()
-        assert runner.wait(LIMIT_S) == 255
-    cause = cause_of(kata, "c1")
+    cause = ended_by_the_kernel(kata, "c", driver)
     assert cause["kind"] == "guest_panic"
     assert "sysrq triggered crash" in cause["message"]
     assert cause["evidence"]["panic"]["action"] in ("poweroff", "pause", "run")  # QEMU heard it from the device
@@ -85,20 +91,7 @@ def test_a_panic_of_the_guest_is_told_by_its_panic_device(kata: Kata) -> None:
 
 def test_an_agent_that_is_killed(kata: Kata) -> None:
     """By the guest's own kernel: what it kills then is every process but the first. The machine ends with its agent."""
-    linux = config([])["linux"]
-    linux["readonlyPaths"] = []
-    bundle = kata.bundle(
-        "c1", "/bin/sh", "-c", "echo up; read line; echo i >/proc/sysrq-trigger; sleep 1000", linux=linux
-    )
-    runner = kata.spawn("run", "--bundle", str(bundle), "c1", stdin=subprocess.PIPE)
-    assert runner.stdout is not None
-    assert runner.stdin is not None
-    with runner, runner.stdout:
-        assert runner.stdout.readline() == "up\n"
-        runner.stdin.write("now\n")
-        runner.stdin.close()
-        assert runner.wait(LIMIT_S) == 255
-    cause = cause_of(kata, "c1")
+    cause = ended_by_the_kernel(kata, "i")
     assert cause["kind"] == "agent_lost"
     assert cause["message"] == "the agent in the guest was killed by SIGKILL, and its machine was switched off"
     assert cause["evidence"]["shutdown"]["guest"] is True
