@@ -26,6 +26,7 @@ from kata_fsm.argv import argv_of
 from kata_fsm.world import WORLD
 
 _STAT_STATE = 0
+_STAT_GROUP = 2  # field 5
 _STAT_FLAGS = 6
 _STAT_START_TICKS = 19  # field 22 of /proc/PID/stat, counted from the state, which is field 3
 _PF_EXITING, _PF_KTHREAD = 0x4, 0x200000  # linux/sched.h
@@ -101,6 +102,13 @@ def identify(pid: int) -> Identity | None:
     """Who has `pid` now; None if nobody has."""
     fields = _stat(pid)
     return None if fields is None else Identity(pid, int(fields[_STAT_START_TICKS]), WORLD.boot_id())
+
+
+def members(group: int) -> list[Identity]:
+    """Every process of process group `group` that still runs. Its leader is not among them once it has ended."""
+    numbers = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    found = [pid for pid in numbers if (fields := _stat(pid)) is not None and int(fields[_STAT_GROUP]) == group]
+    return [each for each in map(identify, found) if each is not None and alive(each)]
 
 
 def alive(identity: Identity) -> bool:

@@ -14,8 +14,8 @@ same process group, and what both write goes to memory that goes with them: noth
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
 from typing import Literal
 
 import msgspec
@@ -134,9 +134,9 @@ async def _boot(settings: HypervisorSettings, image: Image, console: int, log: i
     finally:
         if ended is None:
             with trio.CancelScope(shield=True):
-                if process.alive(identity):
-                    os.killpg(identity.pid, signal.SIGKILL)
-                await process.kill_and_wait(identity)
+                for member in (*process.members(identity.pid), identity):
+                    with contextlib.suppress(errors.EffectError):  # it hangs in the kernel: a no all the same
+                        await process.kill_and_wait(member)
     if ended is None:
         return f"the guest did not come up within {limit_s:g} s"
     if ended.code != 0:
