@@ -24,6 +24,7 @@ from kata_fsm.effects.process import Identity
 from kata_fsm.effects.protocols import Processes
 from kata_fsm.limits import SUPERVISOR_FAILURE_RECORDS, SUPERVISOR_FAILURES_MAX, SUPERVISOR_FAILURES_S
 from kata_fsm.machines import Cause, Pod, container, sandbox, share, vm
+from kata_fsm.machines.process import EXITED
 from kata_fsm.machines.vocab import Command, Delete, HostRebooted, Observation, ShareDied, StopSandbox, VmDied
 from kata_fsm.runtime import Runtime
 from kata_fsm.world import Paths, World
@@ -102,6 +103,13 @@ def stuck(pod: Pod) -> list[tuple[str, str]]:
             why = (unit.facts.get("error") or {}).get("message") or "it failed"
             found.append((f"{machine} `{subject}`" if subject else machine, str(why)))
     return found
+
+
+def unread(pod: Pod) -> list[str]:
+    """Processes of a sandbox that is going down whose output is not handed over yet: it waits for them, by no effect."""
+    if pod.sandbox.state != sandbox.STOPPING:
+        return []
+    return [subject for subject, unit in pod.processes.items() if unit.state == EXITED]
 
 
 def retries(pod: Pod, reason: str) -> list[Command]:

@@ -12,7 +12,7 @@ from kata_fsm.errors import CallerError
 from kata_fsm.limits import RECOVER_ATTEMPTS, RECOVER_RETRY_S, RECOVER_SETTLE_S
 from kata_fsm.machines import Pod, outstanding, sandbox
 from kata_fsm.machines.vocab import ResolveSandbox
-from kata_fsm.recovery import expiry, retries, stuck
+from kata_fsm.recovery import expiry, retries, stuck, unread
 from kata_fsm.snapshots import born
 from kata_fsm.supervisor.channel import Channel
 from kata_fsm.supervisor.requests import Reply, Request, text_in
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def _at_rest(pod: Pod) -> bool:
-    return not outstanding(pod)
+    return not outstanding(pod) and bool(stuck(pod) or not unread(pod))
 
 
 async def recover(server: Server, _: Channel, request: Request) -> Reply:
@@ -65,7 +65,10 @@ def _reply(pod: Pod) -> Reply:
         "ok": True,
         "state": pod.sandbox.state,
         "cause": (pod.sandbox.facts.get("cause") or {}).get("kind"),
-        "under_way": [f"{intent.kind} {intent.subject}".strip() for intent in outstanding(pod)],
+        "under_way": [
+            *(f"{intent.kind} {intent.subject}".strip() for intent in outstanding(pod)),
+            *(f"output of {subject}" for subject in unread(pod)),
+        ],
         "stuck": [{"what": what, "why": why} for what, why in stuck(pod)],
         "given_up": gave_up,
     }

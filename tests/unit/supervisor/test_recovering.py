@@ -6,15 +6,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import trio
 
 from journal import Journal
 from kata_fsm.errors import EffectError
 from kata_fsm.limits import RECOVER_ATTEMPTS
-from kata_fsm.machines import network, sandbox, vm
+from kata_fsm.machines import Cause, network, process, sandbox, vm
 from kata_fsm.recovery import stuck
 from kata_fsm.supervisor import recovering
-from tests.support.house import House
-from tests.support.stage import BOX, Stage, of_kind
+from tests.support.agent_peer import AgentPeer
+from tests.support.house import House, wait_for
+from tests.support.stage import BOX, SUBJECT, Stage, of_kind
 
 WHY = "process `9` is still there"
 
@@ -57,6 +59,25 @@ async def test_one_at_rest_only_gets_a_note(house: House, journal: Journal) -> N
     assert (await house.ask("recover", reason="x"))["state"] == sandbox.READY
     assert house.runtime.pod is before
     await shim.aclose()
+
+
+async def test_output_that_the_end_waits_for_is_waited_for(
+    house: House, peer: AgentPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sandbox that goes down, whose output is still being handed over, is not at rest although no effect is open."""
+    shim = await house.run()
+    peer.process(BOX).write(bytes(3 << 20))  # more than its pipe holds
+    await wait_for(lambda: len(peer.called("ReadStream")) >= 2, "the first read")
+    house.wiring.kill_vm(Cause("vm_killed", "QEMU was killed by SIGKILL"))
+    await house.until("process", process.EXITED, SUBJECT)
+    monkeypatch.setattr(recovering, "RECOVER_SETTLE_S", 0.02)
+    reply = await house.ask("recover", reason="x")
+    assert (reply["state"], reply["under_way"]) == (sandbox.STOPPING, [f"output of {SUBJECT}"])
+    monkeypatch.undo()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shim.exit_code)
+        reply = await house.ask("recover", reason="x")
+    assert (reply["state"], reply["under_way"]) == (sandbox.FAILED, [])
 
 
 async def test_an_end_is_forced_and_what_is_left_is_told(house: House, stage: Stage, journal: Journal) -> None:
