@@ -10,7 +10,7 @@ import os
 import sys
 
 from kata_fsm import cjson
-from kata_fsm.errors import Bug, RemoteError, SupervisorGone, SupervisorSilent
+from kata_fsm.errors import Bug, RemoteError, SupervisorGone, SupervisorSilent, SupervisorUnread
 from kata_fsm.limits import CONTROL_FRAME_BYTES_MAX
 
 HEADER_BYTES = 4
@@ -83,6 +83,8 @@ class Connection:
         """Connect to the socket at `path`. Raises `SupervisorGone` when nobody listens there."""
         self.path = path
         self._decoder = Decoder()
+        self._sent = 0
+        self._heard = False
         self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         self._socket.settimeout(timeout_s)
         try:
@@ -125,14 +127,24 @@ class Connection:
         self._socket.settimeout(timeout_s)
 
     def send(self, message: dict[str, object], fds: list[int] | None = None) -> None:
-        """Send one frame, with descriptors on its first byte. Raises `SupervisorGone`."""
+        """Send one frame, with descriptors on its first byte. Raises `SupervisorGone`, as `receive` does."""
         frame = memoryview(encode(message))
+        self._sent += 1
         try:
             sent = self._socket.sendmsg([frame], _rights(fds or []), _socket.MSG_NOSIGNAL)
             while sent < len(frame):
                 sent += self._socket.send(frame[sent:], _socket.MSG_NOSIGNAL)
         except OSError as error:
-            raise SupervisorGone(f"the supervisor at `{self.path}` went away: {error.strerror or error}") from error
+            raise self._gone(error) from error
+
+    def _gone(self, error: OSError) -> SupervisorGone:
+        """What an error of the socket says. One that is reset (ECONNRESET), or was closed before all was sent (EPIPE), was
+        closed with something in it that its owner had not read (net/unix/af_unix.c, unix_release_sock): a process that
+        is killed closes its descriptors one by one, and still takes connections before it has come to the one that
+        listens. If it is all that was said, it was not heard."""
+        unread = isinstance(error, ConnectionResetError | BrokenPipeError) and self._sent == 1 and not self._heard
+        kind = SupervisorUnread if unread else SupervisorGone
+        return kind(f"the supervisor at `{self.path}` went away: {error.strerror or error}")
 
     def buffered(self) -> dict[str, object] | None:
         """A message that was already read, if a whole one is there."""
@@ -144,11 +156,13 @@ class Connection:
     def fill(self) -> bool:
         """Read once. False at the end of the stream. Raises `BlockingIOError` or `TimeoutError` when there is nothing."""
         data = self._socket.recv(_READ_BYTES)
+        self._heard = self._heard or bool(data)
         self._decoder.feed(data)
         return bool(data)
 
     def receive(self) -> dict[str, object]:
-        """The next message. Raises `SupervisorGone` at end of stream or when the limit passes without one."""
+        """The next message. Raises `SupervisorGone` at end of stream; of its kinds `SupervisorUnread` when the one message
+        that was sent had not been read, and `SupervisorSilent` when the limit passes without an answer."""
         while True:
             message = self.buffered()
             if message is not None:
@@ -161,7 +175,7 @@ class Connection:
                     hint="`kata-fsm delete --force` ends one that is stuck",
                 ) from error
             except OSError as error:
-                raise SupervisorGone(f"the supervisor at `{self.path}` went away: {error.strerror or error}") from error
+                raise self._gone(error) from error
             if not alive:
                 raise SupervisorGone(
                     f"the supervisor at `{self.path}` hung up before it answered",

@@ -132,6 +132,10 @@ class SupervisorGone(WorldError):
     family = "supervisor"
 
 
+class SupervisorUnread(SupervisorGone):
+    """It ended before it had read what it was asked: nothing came of it, and the next one can be asked the same."""
+
+
 class SupervisorSilent(SupervisorGone):
     """It is there, and did not answer in time."""
 

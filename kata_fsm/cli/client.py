@@ -12,14 +12,19 @@ from kata_fsm.cli import log
 from kata_fsm.cli.context import Context
 from kata_fsm.cli.lookup import Found
 from kata_fsm.control import Connection, raise_error
-from kata_fsm.errors import SupervisorGone
+from kata_fsm.errors import SupervisorGone, SupervisorUnread
 from kata_fsm.limits import PROCESS_KILL_WAIT_S, SUPERVISOR_SILENT_S, VERB_REPLY_S
 from kata_fsm.oci.names import sha256_hex
 from kata_fsm.world import Paths
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    Answer = TypeVar("Answer")
+
+_ATTEMPTS = 3
 
 
 def actor(context: Context) -> dict[str, Any]:
@@ -72,6 +77,19 @@ def connect(sandbox: str, stream: str) -> Connection:
     return Connection(paths.supervisor_sock, timeout_s=VERB_REPLY_S)
 
 
+def asking(sandbox: str, stream: str, attempt: Callable[[Connection], Answer]) -> Answer:
+    """`attempt` with a connection to the sandbox's supervisor, and with the next one's if that ended without having read
+    what it was asked."""
+    for _ in range(_ATTEMPTS - 1):
+        with connect(sandbox, stream) as connection:
+            try:
+                return attempt(connection)
+            except SupervisorUnread:
+                continue
+    with connect(sandbox, stream) as connection:
+        return attempt(connection)
+
+
 def end_silent(stream: str) -> None:
     """End a supervisor that does not answer (stopped, or stuck in the kernel), so that another can take its place.
 
@@ -122,7 +140,10 @@ def ask_for(context: Context, sandbox: str, stream: str, key: str, op: str, **ar
     """The same, for a container of which only the names are known."""
     message = {"op": op, "actor": actor(context), "container": key, **arguments}
     context.stream, context.seq = stream, 0
-    with connect(sandbox, stream) as connection:
+
+    def attempt(connection: Connection) -> dict[str, Any]:
         connection.send(message)
         context.asked = True
         return raise_error(log.heard(context, connection.receive()))
+
+    return asking(sandbox, stream, attempt)

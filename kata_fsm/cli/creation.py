@@ -295,7 +295,6 @@ def _create_in(
         if settings.runtime.enable_debug:  # in the log alone: stderr is the container's
             log.later(context, "debug", f"the machine's settings: {dumps(message['sandbox']['hypervisor'])}")
         _start_new(place.sandbox, stream, uid)
-        connection = client.connect_running(stream)
     else:
         home = lookup.find(context, place.sandbox)
         context.container = request.id  # which log lines are about
@@ -304,24 +303,30 @@ def _create_in(
                 f"sandbox `{place.sandbox}` of container `{request.id}` is not there", hint="create it first"
             )
         stream = home.stream
-        connection = client.connect(home.sandbox, stream)
     context.stream, context.asked = stream, True
+
+    def attempt(connection: Connection) -> tuple[int, int]:
+        connection.send(message)
+        return attend(
+            context,
+            connection,
+            lambda reply: shims.plan_from(
+                reply,
+                sandbox=place.sandbox,
+                stream=stream,
+                preserve_fds=request.preserve_fds,
+                places=adapted.places,
+                **terminal.stdio(),
+            ),
+            notes=settings.file_notes,
+        )
+
     try:
-        with connection:
-            connection.send(message)
-            pid, shim_pid = attend(
-                context,
-                connection,
-                lambda reply: shims.plan_from(
-                    reply,
-                    sandbox=place.sandbox,
-                    stream=stream,
-                    preserve_fds=request.preserve_fds,
-                    places=adapted.places,
-                    **terminal.stdio(),
-                ),
-                notes=settings.file_notes,
-            )
+        if place.is_new:
+            with client.connect_running(stream) as connection:
+                pid, shim_pid = attempt(connection)
+        else:
+            pid, shim_pid = client.asking(place.sandbox, stream, attempt)
     except (SupervisorGone, ShimDied) as error:
         _take_back(context, request, place, stream)
         raise WorldError(f"cannot create container `{request.id}`: {error}", hint=error.hint) from error

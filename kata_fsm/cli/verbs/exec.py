@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from kata_fsm.cli.context import Context
+    from kata_fsm.control import Connection
 
 OPTIONS = (
     Option("--console-socket", VALUE, "where to send the terminal's master end", "SOCKET"),
@@ -144,14 +145,17 @@ def _ask_for(context: Context, options: Values, found: lookup.Found, plan: shims
     from kata_fsm.control import raise_error
 
     message = {**_request(context, options, found), "exec_id": plan.process}
-    with client.connect(found.sandbox, found.stream) as connection:
-        warnings = shim.confirm()
-        message["shim"] = {"pid": shim.pid, "start_ticks": WORLD.start_ticks(shim.pid)}
+    warnings = shim.confirm()
+    message["shim"] = {"pid": shim.pid, "start_ticks": WORLD.start_ticks(shim.pid)}
+
+    def attempt(connection: Connection) -> dict[str, Any]:
         connection.send(message)
         context.asked = True
         for warning in [*warnings, *cgroups.join(plan.cgroups, shim.pid)]:
             log.later(context, "warning", warning)
-        reply = raise_error(log.heard(context, await_reply(connection, shim.pid)))
+        return raise_error(log.heard(context, await_reply(connection, shim.pid)))
+
+    reply = client.asking(found.sandbox, found.stream, attempt)
     log.warn_all(context, reply)
     pid = reply.get("pid")
     return pid if isinstance(pid, int) and pid > 0 else shim.pid
@@ -165,23 +169,24 @@ def _with_terminal(context: Context, options: Values, found: lookup.Found) -> in
     wanted = bool(message["process"].get("terminal"))
     given = bool(options.console_socket or options.console)
     check_console(terminal=wanted, given=given, attached=not options.detach and not given)
-    with (
-        Terminal(options.console_socket, options.console, None, wanted=wanted) as terminal,
-        client.connect(found.sandbox, found.stream) as connection,
-    ):
-        connection.send(message)
-        context.asked = True
-        pid, shim_pid = attend(
-            context,
-            connection,
-            lambda reply: shims.plan_from(
-                reply,
-                sandbox=found.sandbox,
-                stream=found.stream,
-                preserve_fds=options.preserve_fds,
-                **terminal.stdio(),
-            ),
-        )
+    with Terminal(options.console_socket, options.console, None, wanted=wanted) as terminal:
+
+        def attempt(connection: Connection) -> tuple[int, int]:
+            connection.send(message)
+            context.asked = True
+            return attend(
+                context,
+                connection,
+                lambda reply: shims.plan_from(
+                    reply,
+                    sandbox=found.sandbox,
+                    stream=found.stream,
+                    preserve_fds=options.preserve_fds,
+                    **terminal.stdio(),
+                ),
+            )
+
+        pid, shim_pid = client.asking(found.sandbox, found.stream, attempt)
     return _finish(options, pid, shim_pid, tty=wanted and not given)
 
 

@@ -23,7 +23,7 @@ from kata_fsm.cli import attached, cgroups, client, console, pidfile
 from kata_fsm.cli.main import one_line
 from kata_fsm.config import load as config
 from kata_fsm.config.settings import Settings, hypervisor_settings
-from kata_fsm.errors import RemoteError, SupervisorGone, UsageError
+from kata_fsm.errors import RemoteError, SupervisorGone, SupervisorUnread, UsageError
 from kata_fsm.limits import CONTROL_FRAME_BYTES_MAX
 from kata_fsm.world import Paths
 
@@ -112,6 +112,71 @@ def test_a_connection_carries_messages_and_descriptors(tmp_path: Path) -> None:
     os.close(here)
     with pytest.raises(SupervisorGone, match="no supervisor answers"):
         control.Connection(str(tmp_path / "none"), timeout_s=1)
+
+
+@pytest.mark.parametrize(
+    ("end", "unread"),
+    [("queued", True), ("closed", True), ("accepted", True), ("read", False), ("second", False), ("heard", False)],
+)
+def test_whether_a_supervisor_that_ended_had_read_what_it_was_asked(tmp_path: Path, end: str, unread: bool) -> None:
+    """Linux resets what was closed unread; `second`, `heard`: the first message may have been acted upon."""
+    path = str(tmp_path / "sock")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        with control.Connection(path, timeout_s=5) as asking:
+            server = None if end == "queued" else listener.accept()[0]
+            if end == "closed":
+                server.close()
+            else:
+                asking.send({"op": "x"})
+            if end in ("read", "second"):
+                assert server.recv(100)
+            if end == "second":
+                asking.send({"op": "y"})
+            if end == "heard":
+                server.sendall(control.encode({"ok": True}))
+                assert asking.receive() == {"ok": True}
+            (server or listener).close()
+            with pytest.raises(SupervisorGone) as gone:
+                asking.send({"op": "x"}) if end == "closed" else asking.receive()
+    assert isinstance(gone.value, SupervisorUnread) is unread
+
+
+def test_the_next_supervisor_is_asked_what_one_had_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed takes connections until it comes to close its listening socket."""
+    stream = "c1@0123456789ab"
+    monkeypatch.setenv("KATA_FSM_RUN", str(tmp_path))
+    path = Paths("0123456789ab").supervisor_sock
+    os.makedirs(os.path.dirname(path))
+    listeners = []
+
+    def start(*_: object, **__: object) -> None:
+        if listeners:
+            os.unlink(path)
+        listeners.append(socket.socket(socket.AF_UNIX))
+        listeners[-1].bind(path)
+        listeners[-1].listen()
+
+    def attempt(connection: control.Connection) -> dict[str, object]:
+        connection.send({"op": "ping"})
+        if len(listeners) == 1 or endless:
+            listeners[-1].close()
+        else:
+            server = listeners[-1].accept()[0]
+            assert server.recv(100)
+            server.sendall(control.encode({"ok": True}))
+            server.close()
+        return connection.receive()
+
+    monkeypatch.setattr(spawn, "start_supervisor", start)
+    endless = False
+    assert client.asking("c1", stream, attempt) == {"ok": True}
+    assert len(listeners) == 2
+    listeners.pop().close()
+    endless = True
+    with pytest.raises(SupervisorUnread):
+        client.asking("c1", stream, attempt)
 
 
 def test_the_lock_tells_whether_somebody_is_there(tmp_path: Path) -> None:
