@@ -192,10 +192,9 @@ def leaks(kata: Kata, traces: Traces, before: dict[str, set[str]]) -> list[str]:
     after = traces.snapshot()
     left = [f"{kind} {name}" for kind in after for name in sorted(after[kind] - before[kind])]
     left += [f"process {pid}: {Path(f'/proc/{pid}/cmdline').read_bytes()!r}" for pid in kata.processes() if exists(pid)]
-    run = kata.base / "r"
-    left += [f"directory {path}" for path in run.rglob("*")] if run.exists() else []
-    logs = kata.base / "s" / "logs"
-    left += [f"directory {path}" for path in logs.rglob("*")] if logs.exists() else []
+    for top in (kata.base / "r", kata.base / "s" / "logs"):
+        paths = top.rglob("*") if top.exists() else ()
+        left += [f"directory {path}" for path in paths if "rootfs" not in path.parent.parts]
     return left
 
 
