@@ -340,14 +340,14 @@ def go_home() -> None:
     number of a descriptor of its network namespace (that of process 1 may be hidden from us).
     """
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
-    for directory in os.environ.get("KATA_FSM_HOME_CGROUPS", "").split(":"):
+    for directory in os.environ.pop("KATA_FSM_HOME_CGROUPS", "").split(":"):
         if directory:
             try:
                 with open(directory + "/cgroup.procs", "w") as file:
                     file.write("0")
             except OSError as error:
                 os.write(2, f"shim: cannot go back to cgroup `{directory}`: {error.strerror}\n".encode())
-    home = os.environ.get("KATA_FSM_HOME_NETNS")
+    home = os.environ.pop("KATA_FSM_HOME_NETNS", "")
     if home:
         try:
             spawn.set_namespace(int(home))

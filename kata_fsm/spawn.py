@@ -190,15 +190,16 @@ def _leave_to_shims(stream: str) -> None:
     from kata_fsm import control
 
     lock, until = Paths(uid_of(stream)).supervisor_lock, WORLD.mono_ns() + int(SHIM_STARTS_S * 1e9)
-    while control.lock_is_free(lock) and WORLD.mono_ns() < until and _has_shim(stream):
+    shims = [int(name) for name in os.listdir("/proc") if name.isdigit() and _is_shim(int(name), stream)]
+    while control.lock_is_free(lock) and WORLD.mono_ns() < until and any(_is_shim(pid, stream) for pid in shims):
         time.sleep(_LOOK_EVERY_S)
 
 
-def _has_shim(stream: str) -> bool:
+def _is_shim(pid: int, stream: str) -> bool:
     from kata_fsm.argv import argv_of
 
-    lines = (argv_of(int(name)) for name in os.listdir("/proc") if name.isdigit())
-    return any("shim" in words and stream in words for words in lines)
+    words = argv_of(pid)
+    return "shim" in words and stream in words
 
 
 def prepare_run_dir(uid: str) -> None:

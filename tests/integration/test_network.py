@@ -406,6 +406,7 @@ def test_a_running_pod_survives_its_supervisor_and_cleans_up_after_qemu(kata: Ka
     here, *those = (os.readlink(f"/proc/{each}/ns/net") for each in ("self", supervisor, shim))
     # The shim, which is where engines look for the pod's, has started the other, which is at home.
     assert those[0] == here != those[1]
+    assert "KATA_FSM_HOME" not in Path(f"/proc/{supervisor}/environ").read_text(), "what only a shim has use for"
     (qemu,) = kata.processes("qemu-system", "sandbox-c1")
     os.kill(qemu, signal.SIGKILL)
     wait_until(lambda: kata.status("c1") == "stopped", "the container is stopped")
