@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Goal: block devices of the host are disks of the machine, as the container was to have them, and are let go of."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kata_fsm.testing.bundle import config
+from tests.support.kata import Kata, wait_until
+from tests.support.loops import MIB, Loop, loop
+
+NOBODY_ELSE = {"allow": False, "access": "rwm"}
+CRI = "io.kubernetes.cri."
+SLEEP = ("/bin/sleep", "1000")
+
+
+@pytest.fixture
+def disk(kata: Kata) -> Iterator[Loop]:
+    """A device of 8 MiB that nobody has open. After the test nobody may have."""
+    with loop(kata.base) as made:
+        yield made
+        wait_until(lambda: not made.holders(), "nobody has the device open", 15)
+
+
+def linux(*devices: dict[str, Any], rules: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    """The section of a config.json that has these devices and rules about them."""
+    made: dict[str, Any] = config([])["linux"]
+    return {**made, "devices": list(devices), "resources": {"devices": [NOBODY_ELSE, *rules]}}
+
+
+def qemu(kata: Kata) -> list[int]:
+    return kata.processes("qemu-system")
+
+
+def test_it_is_read_and_written_under_the_guests_numbers(kata: Kata, disk: Loop) -> None:
+    disk.write(3 * MIB, b"from the host")
+    script = """
+        stat -c '%A %u %g' /dev/xvda; echo $((0x$(stat -c %t /dev/xvda))) $((0x$(stat -c %T /dev/xvda)))
+        dd if=/dev/xvda bs=1 skip=3145728 count=13 2>/dev/null; echo; cat /proc/partitions | grep -c ' 8192 vd'
+        cat /sys/block/vd*/dev /sys/block/vd*/serial; echo
+        printf 'from the guest' | dd of=/dev/xvda bs=1 seek=5242880 conv=notrunc 2>/dev/null
+        mknod /dev/other b 1 0; cat /dev/other 2>&1; true
+    """
+    asked = linux(disk.device("/dev/xvda", fileMode=0o640, uid=5, gid=6), rules=(disk.rule("rw"),))
+    said = kata("run", "--bundle", str(kata.bundle("b", "/bin/sh", "-c", script, linux=asked)), "c1").stdout.splitlines()
+    numbers, serial = said[4], said[5]
+    assert said[0] == "brw-r----- 5 6"
+    assert said[1].split() == numbers.split(":")
+    assert said[2:4] == ["from the host", "1"]
+    assert serial == f"{disk.major}.{disk.minor}"
+    assert "not permitted" in said[6]
+    assert disk.read(5 * MIB, 14) == b"from the guest"
+
+
+def test_one_that_is_only_read_cannot_be_written_to_by_the_machine(kata: Kata, disk: Loop) -> None:
+    disk.write(0, b"kept")
+    script = """
+        head -c 4 /dev/xvda; echo; cat /sys/block/vd*/ro
+        echo gone 2>&1 >/dev/xvda; true
+    """
+    asked = linux(disk.device("/dev/xvda"), rules=(disk.rule("r"),))
+    said = kata("run", "--bundle", str(kata.bundle("b", "/bin/sh", "-c", script, linux=asked)), "c1").stdout.splitlines()
+    assert said[:2] == ["kept", "1"]
+    assert "not permitted" in said[2]
+    assert disk.read(0, 4) == b"kept"
+
+
+def test_two_containers_share_one_and_the_last_gives_it_back(kata: Kata, disk: Loop) -> None:
+    keys = {f"{CRI}container-type": "sandbox", f"{CRI}sandbox-id": "pod"}
+    kata.detached("pod", kata.bundle("pod", *SLEEP, annotations=keys))
+    member = {f"{CRI}container-type": "container", f"{CRI}sandbox-id": "pod"}
+    for name in ("one", "two"):
+        asked = linux(disk.device(f"/dev/of-{name}"), rules=(disk.rule("rw"),))
+        kata.detached(name, kata.bundle(name, *SLEEP, annotations=member, linux=asked))
+    kata("exec", "one", "sh", "-c", "printf shared | dd of=/dev/of-one conv=notrunc 2>/dev/null")
+    assert kata("exec", "two", "head", "-c", "6", "/dev/of-two").stdout == "shared"
+    assert kata("exec", "two", "sh", "-c", "ls -d /sys/block/vd* | wc -l").stdout.split() == ["1"]
+    kata("delete", "--force", "one")
+    assert kata("exec", "two", "head", "-c", "6", "/dev/of-two").stdout == "shared"
+    assert disk.holders() == qemu(kata)
+    kata("delete", "--force", "two")
+    assert disk.holders() == []
+    assert len(qemu(kata)) == 1
+    kata("delete", "--force", "pod")
+
+
+def test_a_supervisor_that_is_killed_while_one_is_plugged_leaves_nothing(kata: Kata, disk: Loop) -> None:
+    asked = linux(disk.device("/dev/xvda"), rules=(disk.rule("rwm"),))
+    kata.detached("c1", kata.bundle("b", *SLEEP, linux=asked))
+    assert disk.holders() == qemu(kata)
+    (supervisor,) = kata.processes("supervisor", "c1")
+    os.kill(supervisor, signal.SIGKILL)
+    kata("exec", "c1", "sh", "-c", "printf still | dd of=/dev/xvda conv=notrunc,fsync 2>/dev/null")
+    assert disk.read(0, 5) == b"still"
+    for pid in kata.processes("supervisor", "c1"):
+        os.kill(pid, signal.SIGKILL)
+    kata("delete", "--force", "c1")
+    assert qemu(kata) == []
+    assert disk.holders() == []
+
+
+def test_what_cannot_be_given_is_refused_by_name(kata: Kata, disk: Loop, tmp_path: Path) -> None:
+    absent = {"type": "b", "path": "/dev/xvda", "major": 4095, "minor": 1048575}
+    done = kata("run", "--bundle", str(kata.bundle("a", "true", linux=linux(absent, rules=()))), "c1", check=False)
+    assert "`linux.devices[0]`: host device `/dev/xvda` (b 4095:1048575) does not exist" in done.stderr
+    full = kata.base / "few-ports.toml"
+    full.write_text("[hypervisor.qemu]\npcie_root_port = 1\n")
+    keys = {f"{CRI}container-type": "sandbox", f"{CRI}sandbox-id": "pod"}
+    pod = kata.bundle("pod", *SLEEP, annotations=keys)
+    kata("--config", str(full), "create", "--bundle", str(pod), "pod")
+    member = {f"{CRI}container-type": "container", f"{CRI}sandbox-id": "pod"}
+    asked = linux(disk.device("/dev/xvda"), rules=(disk.rule("rw"),))
+    done = kata("create", "--bundle", str(kata.bundle("m", *SLEEP, annotations=member, linux=asked)), "m", check=False)
+    assert f"cannot give the machine block device {disk.major}:{disk.minor}" in done.stderr
+    assert "pcie_root_port" in done.stderr
+    kata("delete", "--force", "pod")
