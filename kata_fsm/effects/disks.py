@@ -55,6 +55,7 @@ class Disks:
         self.monitor = monitor
         self._asked = asked
         self._lock = trio.Lock()
+        self._leaving: set[Wanted] = set()  # the guest was asked to let go of them, and may do so at any time
 
     async def plug(self, wanted: list[Wanted]) -> list[Result]:
         """Plug each that is not there: [{"device", "serial", "node" of the host}]. Raises EffectError naming the device."""
@@ -76,6 +77,8 @@ class Disks:
             return opened, node
 
         try:
+            if wanted in self._leaving:
+                await self._unplug(wanted)
             opened, node = await task.run(work, late=close)
             device = await disk.plug(self.monitor, wanted.serial, opened, self.settings)
         except errors.EffectError as error:
@@ -95,12 +98,26 @@ class Disks:
     async def _unplug(self, wanted: Wanted) -> bool:
         if not self._machine_runs():
             return False  # it held what there was
+        self._leaving.add(wanted)
         try:
-            return await disk.unplug(self.monitor, wanted.serial)
+            was_there = await disk.unplug(self.monitor, wanted.serial)
         except errors.EffectError:
             if self._machine_runs():
                 raise
-            return True
+            was_there = True
+        self._leaving.discard(wanted)
+        return was_there
+
+    async def left(self, released: list[Wanted]) -> bool:
+        """Whether one of these is there that no living container asks for. Raises EffectError when QEMU cannot be asked."""
+        asked = self._asked()
+        gone = [each for each in released if each not in asked]
+        try:
+            return self._machine_runs() and any([await disk.there(self.monitor, each.serial) for each in gone])
+        except errors.EffectError:
+            if self._machine_runs():
+                raise
+            return False
 
     def _machine_runs(self) -> bool:
         return bool(process.find_by_argv(argv.uuid_of(self.paths.uid)))
@@ -172,12 +189,8 @@ class _Wrapped:
         self.inner = inner
         self.disks = disks
 
-    async def probe(self, intent: Intent) -> Observed:
-        """As the handler's own, which comes last."""
-        return await self.inner.probe(intent)
-
     async def undo(self, intent: Intent) -> Result:
-        """As the handler's own; disks go with `container.unstage`."""
+        """As the handler's own; disks go by `container.unstage`."""
         return await self.inner.undo(intent)
 
 
@@ -192,6 +205,10 @@ class Plugging(_Wrapped):
         result = await self.inner.perform(intent)
         return {**result, "disks": plugged} if plugged else result
 
+    async def probe(self, intent: Intent) -> Observed:
+        """As the handler's own: the guest found its disks."""
+        return await self.inner.probe(intent)
+
 
 class Unplugging(_Wrapped):
     """`container.unstage`, its disks first. Result: and {"unplugged": [names]}, if it had any."""
@@ -202,3 +219,14 @@ class Unplugging(_Wrapped):
         unplugged = await self.disks.unplug(wanted) if wanted else []
         result = await self.inner.perform(intent)
         return {**result, "unplugged": unplugged} if wanted else result
+
+    async def probe(self, intent: Intent) -> Observed:
+        """Done when the handler's own says so, and none of its disks is left that nobody asks for."""
+        observed = await self.inner.probe(intent)
+        wanted = wanted_by(intent.params)
+        if not observed.done or not wanted:
+            return observed
+        try:
+            return Observed(False) if await self.disks.left(wanted) else observed
+        except errors.EffectError:
+            return Observed(None)

@@ -48,7 +48,9 @@ def test_it_is_read_and_written_under_the_guests_numbers(kata: Kata, disk: Loop)
         mknod /dev/other b 1 0; cat /dev/other 2>&1; true
     """
     asked = linux(disk.device("/dev/xvda", fileMode=0o640, uid=5, gid=6), rules=(disk.rule("rw"),))
-    said = kata("run", "--bundle", str(kata.bundle("b", "/bin/sh", "-c", script, linux=asked)), "c1").stdout.splitlines()
+    said = kata(
+        "run", "--bundle", str(kata.bundle("b", "/bin/sh", "-c", script, linux=asked)), "c1"
+    ).stdout.splitlines()
     numbers, serial = said[4], said[5]
     assert said[0] == "brw-r----- 5 6"
     assert said[1].split() == numbers.split(":")
@@ -65,7 +67,9 @@ def test_one_that_is_only_read_cannot_be_written_to_by_the_machine(kata: Kata, d
         echo gone 2>&1 >/dev/xvda; true
     """
     asked = linux(disk.device("/dev/xvda"), rules=(disk.rule("r"),))
-    said = kata("run", "--bundle", str(kata.bundle("b", "/bin/sh", "-c", script, linux=asked)), "c1").stdout.splitlines()
+    said = kata(
+        "run", "--bundle", str(kata.bundle("b", "/bin/sh", "-c", script, linux=asked)), "c1"
+    ).stdout.splitlines()
     assert said[:2] == ["kept", "1"]
     assert "not permitted" in said[2]
     assert disk.read(0, 4) == b"kept"

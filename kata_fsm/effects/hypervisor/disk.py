@@ -79,8 +79,8 @@ def free_port(peripherals: list[str], ports: int) -> int | None:
 
 
 async def there(monitor: Monitor, name: str) -> bool:
-    """Whether QEMU has the disk `name` (one that is being unplugged still counts)."""
-    return find(await _peripherals(monitor), name) is not None
+    """Whether QEMU has anything of the disk `name` (one that is being unplugged still counts)."""
+    return find(await _peripherals(monitor), name) is not None or await _has_node(monitor, name)
 
 
 async def _has_node(monitor: Monitor, name: str) -> bool:
@@ -139,7 +139,7 @@ async def unplug(monitor: Monitor, name: str, *, limit_s: float = limits.UNPLUG_
         return await _forget(monitor, name)
     await _quietly(monitor, "device_del", {"id": device})  # QEMU refuses it a second time while the first is under way
     with trio.move_on_after(limit_s):
-        while await there(monitor, name):
+        while find(await _peripherals(monitor), name) is not None:
             await trio.sleep(limits.QMP_RETRY_S)
         while await _has_node(monitor, name):
             await _forget(monitor, name)
