@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from kata_fsm.testing.bundle import config
+from tests.support.dying import VARIABLE, appends, write_command
 from tests.support.kata import Kata, wait_until
 from tests.support.loops import MIB, Loop, loop
 
 NOBODY_ELSE = {"allow": False, "access": "rwm"}
 CRI = "io.kubernetes.cri."
+LIVES = 8
 SLEEP = ("/bin/sleep", "1000")
 
 
@@ -75,13 +77,23 @@ def test_one_that_is_only_read_cannot_be_written_to_by_the_machine(kata: Kata, d
     assert disk.read(0, 4) == b"kept"
 
 
+def pod(kata: Kata, name: str) -> Path:
+    """A bundle that makes a pod."""
+    keys = {f"{CRI}container-type": "sandbox", f"{CRI}sandbox-id": name}
+    return kata.bundle(name, *SLEEP, annotations=keys)
+
+
+def member(kata: Kata, of: str, name: str, disk: Loop) -> Path:
+    """A bundle for a container of a pod, with the disk as /dev/of-NAME."""
+    keys = {f"{CRI}container-type": "container", f"{CRI}sandbox-id": of}
+    asked = linux(disk.device(f"/dev/of-{name}"), rules=(disk.rule("rw"),))
+    return kata.bundle(name, *SLEEP, annotations=keys, linux=asked)
+
+
 def test_two_containers_share_one_and_the_last_gives_it_back(kata: Kata, disk: Loop) -> None:
-    keys = {f"{CRI}container-type": "sandbox", f"{CRI}sandbox-id": "pod"}
-    kata.detached("pod", kata.bundle("pod", *SLEEP, annotations=keys))
-    member = {f"{CRI}container-type": "container", f"{CRI}sandbox-id": "pod"}
+    kata.detached("pod", pod(kata, "pod"))
     for name in ("one", "two"):
-        asked = linux(disk.device(f"/dev/of-{name}"), rules=(disk.rule("rw"),))
-        kata.detached(name, kata.bundle(name, *SLEEP, annotations=member, linux=asked))
+        kata.detached(name, member(kata, "pod", name, disk))
     kata("exec", "one", "sh", "-c", "printf shared | dd of=/dev/of-one conv=notrunc 2>/dev/null")
     assert kata("exec", "two", "head", "-c", "6", "/dev/of-two").stdout == "shared"
     assert kata("exec", "two", "sh", "-c", "ls -d /sys/block/vd* | wc -l").stdout.split() == ["1"]
@@ -115,12 +127,52 @@ def test_what_cannot_be_given_is_refused_by_name(kata: Kata, disk: Loop, tmp_pat
     assert "`linux.devices[0]`: host device `/dev/xvda` (b 4095:1048575) does not exist" in done.stderr
     full = kata.base / "few-ports.toml"
     full.write_text("[hypervisor.qemu]\npcie_root_port = 1\n")
-    keys = {f"{CRI}container-type": "sandbox", f"{CRI}sandbox-id": "pod"}
-    pod = kata.bundle("pod", *SLEEP, annotations=keys)
-    kata("--config", str(full), "create", "--bundle", str(pod), "pod")
-    member = {f"{CRI}container-type": "container", f"{CRI}sandbox-id": "pod"}
-    asked = linux(disk.device("/dev/xvda"), rules=(disk.rule("rw"),))
-    done = kata("create", "--bundle", str(kata.bundle("m", *SLEEP, annotations=member, linux=asked)), "m", check=False)
+    kata("--config", str(full), "create", "--bundle", str(pod(kata, "pod")), "pod")
+    done = kata("create", "--bundle", str(member(kata, "pod", "m", disk)), "m", check=False)
     assert f"cannot give the machine block device {disk.major}:{disk.minor}" in done.stderr
     assert "pcie_root_port" in done.stderr
     kata("delete", "--force", "pod")
+
+
+def test_the_supervisor_is_killed_anywhere_in_the_life_of_a_container_with_one(kata: Kata, disk: Loop) -> None:
+    """The pod goes on. Whoever comes after it finds the disk, or plugs it, or takes it out of the machine."""
+    refusals: list[str] = []
+    kata.command = write_command(kata.base)
+
+    def asked_again(*args: str) -> None:
+        """A verb whose supervisor may die under it. What it says then is one line."""
+        done = kata(*args, check=False)
+        assert len(done.stderr.splitlines()) <= 1, done.stderr
+        refusals.append(f"{args[0]}: {done.stderr.strip()}")
+
+    def live(number: int, at: int, when: str) -> tuple[int, int]:
+        """One pod with one such container; how many appends its supervisors had made before that, and in all."""
+        top, inner, counter = f"p{number}", "", kata.base / f"appends{number}"
+        kata.env[VARIABLE] = f"{counter}:{at}:{when}"
+        kata.detached(top, pod(kata, top))
+        before = appends(counter)
+        for attempt in range(3):  # a creation that was cut off is undone; the next one has another name
+            inner = f"{top}m{attempt}"
+            asked_again("create", "--bundle", str(member(kata, top, inner, disk)), inner)
+            asked_again("start", inner)
+            if '"running"' in kata("state", inner, check=False).stdout:
+                break
+            asked_again("delete", "--force", inner)
+            wait_until(lambda: not disk.holders(), "a creation that was cut off lets go of the disk", 15)
+        assert '"running"' in kata("state", inner, check=False).stdout, "\n".join(refusals)
+        look = ("exec", inner, "head", "-c", "3", f"/dev/of-{inner}")
+        assert any(kata(*look, check=False).stdout == "abc" for _ in range(2))  # one may meet the end
+        asked_again("delete", "--force", inner)
+        if kata("state", inner, check=False).returncode == 0:
+            asked_again("delete", "--force", inner)
+        wait_until(lambda: not disk.holders(), "nobody has the device open", 15)
+        assert kata.status(top) == "running"
+        total = appends(counter)
+        kata("delete", "--force", top)
+        return before, total
+
+    disk.write(0, b"abc")
+    before, total = live(0, 10_000, "before")
+    assert total - before > LIVES
+    for number in range(1, LIVES + 1):
+        live(number, before + 1 + (number * (total - before - 1)) // LIVES, "before" if number % 2 else "after")
