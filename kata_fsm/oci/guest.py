@@ -221,7 +221,8 @@ class _Draft:
         if source == "/dev/null":
             return source  # how engines mask a file
         if found.kind == "device":
-            raise fault(field, f"host device `{source}` cannot be given to the guest", hint="remove the mount")
+            problem = f"host device `{source}` cannot be given to the guest"
+            raise fault(field, problem, hint="remove the mount, or ask for a block device in `linux.devices`")
         if _is_kernel_made(source):
             self.warnings.append(f"config.json: `{field}`: `{source}` will be the guest's own, not the host's")
             return source
@@ -343,7 +344,7 @@ _HOSTS = (("cpu", "cpus"), ("cpu", "mems"), ("blockIO", "weight"))
 
 
 def without_hosts(resources: Document) -> Document:
-    """Resources without what limits the host's processes alone (`hosting`): the guest has other processors and no disks."""
+    """Resources without what limits the host's processes alone (`hosting`): the guest has other processors and disks."""
     left: Document = {}
     for name, value in resources.items():
         hosts = [field for section, field in _HOSTS if section == name]

@@ -134,6 +134,25 @@ def test_what_cannot_be_given_is_refused_by_name(kata: Kata, disk: Loop, tmp_pat
     kata("delete", "--force", "pod")
 
 
+def test_what_a_privileged_container_goes_without_is_said_once_and_recorded(kata: Kata, disk: Loop) -> None:
+    """By engines that pass every device of the host."""
+    spare = kata.base / "spare.toml"
+    spare.write_text("[runtime]\nprivileged_without_host_devices = true\n")
+    kmsg = {"type": "c", "path": "/dev/kmsg", "major": 1, "minor": 11}
+    asked = linux(kmsg, disk.device("/dev/loop"), rules=({"allow": True, "access": "rwm"},))
+    bundle = kata.bundle("b", "/bin/ls", "/dev", linux=asked)
+    done = kata("run", "--bundle", str(bundle), "c1", check=False)
+    assert "(set `runtime.privileged_without_host_devices`, or run it without `--privileged`)" in done.stderr
+    said = kata("--config", str(spare), "run", "--bundle", str(bundle), "c1").stdout.split()
+    assert "null" in said
+    assert {"kmsg", "loop"}.isdisjoint(said)
+    lines = [line for line in (kata.base / "log").read_text().splitlines() if "left out" in line]
+    assert len(lines) == 1, lines
+    assert "`/dev/kmsg`, `/dev/loop`" in lines[0]
+    (made,) = [each for each in kata.story("c1") if each["what"] == "create_sandbox"]
+    assert made["detail"]["container"]["devices_left_out"] == ["/dev/kmsg", "/dev/loop"]
+
+
 def test_the_supervisor_is_killed_anywhere_in_the_life_of_a_container_with_one(kata: Kata, disk: Loop) -> None:
     """The pod goes on. Whoever comes after it finds the disk, or plugs it, or takes it out of the machine."""
     refusals: list[str] = []
