@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kata_fsm.testing.bundle import config
-from tests.support.dying import VARIABLE, appends, write_command
+from tests.support.dying import QMP_VARIABLE, VARIABLE, appends, write_command
 from tests.support.kata import Kata, wait_until
 from tests.support.loops import MIB, Loop, loop
 
@@ -151,6 +151,33 @@ def test_what_a_privileged_container_goes_without_is_said_once_and_recorded(kata
     assert "`/dev/kmsg`, `/dev/loop`" in lines[0]
     (made,) = [each for each in kata.story("c1") if each["what"] == "create_sandbox"]
     assert made["detail"]["container"]["devices_left_out"] == ["/dev/kmsg", "/dev/loop"]
+
+
+@pytest.mark.parametrize(
+    ("command", "when"),
+    [("blockdev-add", "after"), ("device_add", "after"), ("device_del", "after"), ("blockdev-del", "before")],
+)
+def test_the_supervisor_is_killed_while_it_plugs_or_unplugs(kata: Kata, disk: Loop, command: str, when: str) -> None:
+    """What is half done is finished or taken back, and the disk is there once."""
+    kata.command = write_command(kata.base)
+    kata.env[QMP_VARIABLE] = f"{kata.base}/died:{command}:{when}"
+    kata.detached("pod", pod(kata, "pod"))
+    done = kata("create", "--bundle", str(member(kata, "pod", "m", disk)), "m", check=False)
+    if "add" in command:
+        assert (kata.base / "died").exists()
+        if done.returncode:  # what its caller began is undone
+            wait_until(lambda: not disk.holders(), "a creation that was cut off lets go of the disk", 15)
+            kata("create", "--bundle", str(member(kata, "pod", "n", disk)), "n")
+    name = "n" if done.returncode else "m"
+    kata("start", name)
+    assert kata("exec", name, "sh", "-c", "ls -d /sys/block/vd* | wc -l").stdout.split() == ["1"]
+    assert disk.holders() == qemu(kata)
+    for _ in range(2):
+        kata("delete", "--force", name, check=False)
+    assert (kata.base / "died").exists()
+    wait_until(lambda: not disk.holders(), "the machine has let the device go", 15)
+    assert kata.status("pod") == "running"
+    kata("delete", "--force", "pod")
 
 
 def test_the_supervisor_is_killed_anywhere_in_the_life_of_a_container_with_one(kata: Kata, disk: Loop) -> None:

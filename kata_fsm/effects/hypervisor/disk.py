@@ -80,12 +80,21 @@ def free_port(peripherals: list[str], ports: int) -> int | None:
 
 async def there(monitor: Monitor, name: str) -> bool:
     """Whether QEMU has anything of the disk `name` (one that is being unplugged still counts)."""
-    return find(await _peripherals(monitor), name) is not None or await _has_node(monitor, name)
+    if find(await _peripherals(monitor), name) is not None or await _has_node(monitor, name):
+        return True
+    return bool(await _fdsets(monitor, name))
 
 
 async def _has_node(monitor: Monitor, name: str) -> bool:
     nodes: list[Mapping[str, Any]] = await monitor.command("query-named-block-nodes", {"flat": True})
     return any(node.get("node-name") == _node(name) for node in nodes)
+
+
+async def _fdsets(monitor: Monitor, name: str) -> list[int]:
+    """The numbers of those descriptors that somebody gave QEMU for the disk `name` and did not take back. While a back end
+    has a copy of one, the end of the monitor's connection does not close it, and then nothing does."""
+    sets: list[Mapping[str, Any]] = await monitor.command("query-fdsets")
+    return [int(each["fdset-id"]) for each in sets if any(fd.get("opaque") == _node(name) for fd in each["fds"])]
 
 
 async def plug(monitor: Monitor, name: str, opened: Opened, settings: HypervisorSettings) -> str:
@@ -126,9 +135,8 @@ async def _add_backend(monitor: Monitor, name: str, opened: Opened, settings: Hy
                 raise
             await monitor.command("blockdev-add", {**arguments, "aio": "threads"})  # not every host has it
     finally:
-        # The back end has a copy. QEMU closes this one by itself when its last monitor hangs up, should we die before.
         with trio.CancelScope(shield=True):
-            await _quietly(monitor, "remove-fd", {"fdset-id": fdset})
+            await _quietly(monitor, "remove-fd", {"fdset-id": fdset})  # the back end has a copy
 
 
 async def unplug(monitor: Monitor, name: str, *, limit_s: float = limits.UNPLUG_S) -> bool:
@@ -141,19 +149,21 @@ async def unplug(monitor: Monitor, name: str, *, limit_s: float = limits.UNPLUG_
     with trio.move_on_after(limit_s):
         while find(await _peripherals(monitor), name) is not None:
             await trio.sleep(limits.QMP_RETRY_S)
-        while await _has_node(monitor, name):
-            await _forget(monitor, name)
+        while await _forget(monitor, name) and await there(monitor, name):
             await trio.sleep(limits.QMP_RETRY_S)
         return True
     raise errors.TimeoutExceeded("unplug", f"the guest did not let `{device}` go within {limit_s:g} s")
 
 
 async def _forget(monitor: Monitor, name: str) -> bool:
-    """Remove the back end, if it is there; whether it was."""
-    if not await _has_node(monitor, name):
-        return False
-    await _quietly(monitor, "blockdev-del", {"node-name": _node(name)})
-    return True
+    """Remove the back end, and what was to become one, if it is there; whether it was."""
+    there = await _has_node(monitor, name)
+    if there:
+        await _quietly(monitor, "blockdev-del", {"node-name": _node(name)})
+    for fdset in await _fdsets(monitor, name):
+        await _quietly(monitor, "remove-fd", {"fdset-id": fdset})
+        there = True
+    return there
 
 
 async def _quietly(monitor: Monitor, command: str, arguments: dict[str, object]) -> None:

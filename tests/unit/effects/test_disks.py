@@ -81,18 +81,35 @@ async def test_what_somebody_left_half_way_is_finished_or_taken_away(
     asked, settings = wanted(device), HypervisorSettings()
     opened, _ = disks.open_host(asked, place.paths.base)
     await disk._add_backend(monitor, asked.serial, opened, settings)
-    await monitor.add_fd("blk-0.0", opened.fd)
+    await monitor.add_fd(f"blk-{asked.serial}", opened.fd)
     os.close(opened.fd)
     made = Disks(place.paths, settings, monitor)
     assert await made.left([asked])
     assert await made.unplug([asked]) == [asked.serial]
     assert not await made.left([asked])
     assert await made.unplug([asked]) == []
+    assert device.holders() == []
     opened, _ = disks.open_host(asked, place.paths.base)
     await disk._add_backend(monitor, asked.serial, opened, settings)
     os.close(opened.fd)
     await made.plug([asked])
     assert len(await attached(monitor)) == 1
+
+
+async def test_a_descriptor_that_its_giver_did_not_take_back_is_closed(
+    place: Any, monitor: Monitor, device: Loop
+) -> None:
+    """QEMU keeps it when its giver hangs up, as the back end has a copy."""
+    asked, made = wanted(device), Disks(place.paths, HypervisorSettings(), monitor)
+    await made.plug([asked])
+    opened, _ = disks.open_host(asked, place.paths.base)
+    fdset = await monitor.add_fd(f"blk-{asked.serial}", opened.fd)
+    os.close(opened.fd)
+    assert fdset in await disk._fdsets(monitor, asked.serial)
+    with pytest.raises(errors.TimeoutExceeded):  # there is no guest
+        await disk.unplug(monitor, asked.serial, limit_s=0.1)
+    assert await disk._forget(monitor, asked.serial)
+    assert await disk._fdsets(monitor, asked.serial) == []
 
 
 async def test_the_last_container_gives_it_back_and_a_guest_that_does_not_is_told(
