@@ -55,7 +55,6 @@ class Disks:
         self.monitor = monitor
         self._asked = asked
         self._lock = trio.Lock()
-        self._leaving: set[Wanted] = set()  # the guest was asked to let go of them, and may do so at any time
 
     async def plug(self, wanted: list[Wanted]) -> list[Result]:
         """Plug each that is not there: [{"device", "serial", "node" of the host}]. Raises EffectError naming the device."""
@@ -77,8 +76,6 @@ class Disks:
             return opened, node
 
         try:
-            if wanted in self._leaving:
-                await self._unplug(wanted)
             opened, node = await task.run(work, late=close)
             device = await disk.plug(self.monitor, wanted.serial, opened, self.settings)
         except errors.EffectError as error:
@@ -98,15 +95,12 @@ class Disks:
     async def _unplug(self, wanted: Wanted) -> bool:
         if not self._machine_runs():
             return False  # it held what there was
-        self._leaving.add(wanted)
         try:
-            was_there = await disk.unplug(self.monitor, wanted.serial)
+            return await disk.unplug(self.monitor, wanted.serial)
         except errors.EffectError:
             if self._machine_runs():
                 raise
-            was_there = True
-        self._leaving.discard(wanted)
-        return was_there
+            return True
 
     async def left(self, released: list[Wanted]) -> bool:
         """Whether one of these is there that no living container asks for. Raises EffectError when QEMU cannot be asked."""

@@ -10,6 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
+from tests.support.engines import NO_SKIP
+
 MIB = 1 << 20
 
 
@@ -58,7 +62,12 @@ class Loop(NamedTuple):
 
 @contextmanager
 def loop(directory: Path, *, mib: int = 8, options: tuple[str, ...] = ()) -> Iterator[Loop]:
-    """A loop device of `mib` MiB of zeros. At the end it is detached, which fails nobody who still has it open."""
+    """A loop device of `mib` MiB of zeros. At the end it is detached, which fails nobody who still has it open.
+
+    Where the host has none the test is skipped, or fails where nothing may be skipped.
+    """
+    if not os.path.exists("/dev/loop-control"):
+        (pytest.fail if os.environ.get(NO_SKIP) else pytest.skip)("this host has no loop devices")
     file = directory / f"disk{len(list(directory.glob('disk*')))}"
     with open(file, "wb") as made:
         made.truncate(mib * MIB)

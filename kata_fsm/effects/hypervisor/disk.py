@@ -2,9 +2,11 @@
 """A block device of the host as a virtio-blk disk, plugged into and out of a running QEMU. Idempotent: what is there
 already is fine.
 
-QEMU is given a descriptor, so it opens no path and what was looked at is what it has. Names, by the host's numbers (`7.3`;
-`7.3r` can only be read): `blk-7.3` the back end, `disk2-7.3` the device, whose number is that of its bus; `7.3` is also the
-serial number by which the guest's agent finds it. All there is to know about disks can be asked of QEMU.
+QEMU is given a descriptor, so it opens no path and what was looked at is what it has. Names, by the host's numbers
+(`7.3`; `7.3r` can only be read): `blk-7.3` the back end, `disk2-7.3` the device, whose number is that of its bus; `7.3`
+is also the serial number by which the guest's agent finds it. An object `leaving-7.3` says that the guest was asked to
+let go of it, which it may do at any time, whoever has died since. So all there is to know about disks can be asked of
+QEMU.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from kata_fsm.effects.hypervisor.qmp import Monitor, QmpRefused
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 
 _DEVICE = "disk"
+_OBJECTS = "/objects"
 
 
 class Opened(NamedTuple):
@@ -61,8 +64,12 @@ def device_arguments(name: str, port: int, opened: Opened) -> dict[str, Any]:
     }
 
 
-async def _peripherals(monitor: Monitor) -> list[str]:
-    listing: list[dict[str, Any]] = await monitor.command("qom-list", {"path": PERIPHERAL})
+def _mark(name: str) -> str:
+    return f"leaving-{name}"
+
+
+async def _listed(monitor: Monitor, path: str = PERIPHERAL) -> list[str]:
+    listing: list[dict[str, Any]] = await monitor.command("qom-list", {"path": path})
     return [str(entry["name"]) for entry in listing]
 
 
@@ -80,7 +87,7 @@ def free_port(peripherals: list[str], ports: int) -> int | None:
 
 async def there(monitor: Monitor, name: str) -> bool:
     """Whether QEMU has anything of the disk `name` (one that is being unplugged still counts)."""
-    if find(await _peripherals(monitor), name) is not None or await _has_node(monitor, name):
+    if find(await _listed(monitor), name) is not None or await _has_node(monitor, name):
         return True
     return bool(await _fdsets(monitor, name))
 
@@ -100,9 +107,11 @@ async def _fdsets(monitor: Monitor, name: str) -> list[int]:
 async def plug(monitor: Monitor, name: str, opened: Opened, settings: HypervisorSettings) -> str:
     """Plug the disk `name`; the device's id. Its descriptor stays the caller's to close. Raises EffectError.
 
-    A back end left without its device, by somebody who died between the two commands, is replaced.
+    A back end left without its device, by somebody who died between the two commands, is replaced; so is one that leaves.
     """
-    peripherals = await _peripherals(monitor)
+    if _mark(name) in await _listed(monitor, _OBJECTS):
+        await unplug(monitor, name)
+    peripherals = await _listed(monitor)
     device = find(peripherals, name)
     if device is not None:
         return device
@@ -142,12 +151,13 @@ async def _add_backend(monitor: Monitor, name: str, opened: Opened, settings: Hy
 async def unplug(monitor: Monitor, name: str, *, limit_s: float = limits.UNPLUG_S) -> bool:
     """Unplug it and wait until the guest has let it go and QEMU the host's device; False if there was nothing of it.
     Raises TimeoutExceeded."""
-    device = find(await _peripherals(monitor), name)
+    device = find(await _listed(monitor), name)
     if device is None:
         return await _forget(monitor, name)
+    await _quietly(monitor, "object-add", {"qom-type": "throttle-group", "id": _mark(name)})  # the plainest there is
     await _quietly(monitor, "device_del", {"id": device})  # QEMU refuses it a second time while the first is under way
     with trio.move_on_after(limit_s):
-        while find(await _peripherals(monitor), name) is not None:
+        while find(await _listed(monitor), name) is not None:
             await trio.sleep(limits.QMP_RETRY_S)
         while await _forget(monitor, name) and await there(monitor, name):
             await trio.sleep(limits.QMP_RETRY_S)
@@ -163,6 +173,7 @@ async def _forget(monitor: Monitor, name: str) -> bool:
     for fdset in await _fdsets(monitor, name):
         await _quietly(monitor, "remove-fd", {"fdset-id": fdset})
         there = True
+    await _quietly(monitor, "object-del", {"id": _mark(name)})
     return there
 
 
