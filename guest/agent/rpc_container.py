@@ -40,6 +40,10 @@ def create_container(agent: Agent, request: Message) -> Steps:
     try:
         shared = bool(request.get("sandbox_pidns"))
         container.mounts = yield from _mount(agent, request.get("storages") or [])
+        if request.get("devices"):
+            from . import devices
+
+            yield from devices.give(agent, spec, request["devices"])
         namespace = agent.shared_pid_namespace(container, bundle.pid_target(spec)) if shared else None
         yield from container.create(spec, namespace)
     except Exception:

@@ -37,6 +37,7 @@ def get_guest_details(agent: Agent, request: Message) -> Message:
         "agent_details": {
             "version": VERSION,
             "init_daemon": os.getpid() == 1,
+            "device_handlers": ["blk"],
             "storage_handlers": list(DRIVERS),
             "supports_seccomp": True,
             "extra_features": list(_FEATURES),

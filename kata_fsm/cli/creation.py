@@ -33,6 +33,7 @@ from kata_fsm.config.settings import (
 from kata_fsm.control import Connection, raise_error
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.errors import CallerError, KataFsmError, SpecError, SupervisorGone, UsageError, WorldError
+from kata_fsm.limits import ROOT_PORTS_MAX
 from kata_fsm.oci import guest, hosting, sizing
 from kata_fsm.oci.check import check
 from kata_fsm.oci.looking import answered
@@ -117,7 +118,13 @@ def create(context: Context, request: Request) -> Created:
     settings = load_config(context.config, loaded.annotations if place.is_new else None, debug=context.debug)
     used = [f"`{path}`" for path in (settings.origin, *settings.drop_ins) if path]
     log.later(context, "info", f"configuration: {', '.join(used) or 'built-in defaults, as there is no file'}")
-    adapted = guest.adapt(loaded, key=request.id, kind=place.kind, seccomp=not settings.runtime.disable_guest_seccomp)
+    adapted = guest.adapt(
+        loaded,
+        key=request.id,
+        kind=place.kind,
+        seccomp=not settings.runtime.disable_guest_seccomp,
+        spare_devices=settings.runtime.privileged_without_host_devices,
+    )
     name_target(loaded, adapted, place)
     # What is said of the configuration is said of a sandbox once: of a further container when it has changed since then.
     for warning in (*(settings.warnings if place.is_new else ()), *adapted.warnings):
@@ -164,6 +171,8 @@ def container_message(context: Context, request: Request, loaded: Loaded, adapte
         "rootfs": loaded.rootfs,
         "rootfs_readonly": bool(loaded.spec.root and loaded.spec.root.readonly),
         "binds": msgspec.to_builtins(adapted.binds),
+        **({"disks": msgspec.to_builtins(adapted.disks)} if adapted.disks else {}),
+        **({"devices_left_out": adapted.left_out} if adapted.left_out else {}),
         **_cgroup(context, request.id, adapted),
         **_limits(loaded),
         "terminal": loaded.terminal,
@@ -225,7 +234,7 @@ def sandbox_message(
         "kind": place.kind,
         **_cgroup(context, place.sandbox, adapted),
         "root": os.path.realpath(context.root),
-        "hypervisor": _machine(context, settings, loaded),
+        "hypervisor": _machine(context, settings, loaded, adapted),
         "memory_overhead_mib": memory_overhead_mib(settings),
         "config_origin": settings.origin,
         "config_drop_ins": list(settings.drop_ins),
@@ -244,8 +253,9 @@ def sandbox_message(
     }
 
 
-def _machine(context: Context, settings: Settings, loaded: Loaded) -> dict[str, Any]:
-    """The hypervisor's settings, large enough for the limits in the bundle, and no larger than the configuration allows."""
+def _machine(context: Context, settings: Settings, loaded: Loaded, adapted: guest.Adapted) -> dict[str, Any]:
+    """The hypervisor's settings, large enough for the limits and disks in the bundle, and no larger than the configuration
+    allows."""
     found, usual, qemu = hypervisor_settings(settings), HypervisorSettings(), settings.qemu
     want = sizing.wanted(loaded.spec.linux.resources if loaded.spec.linux else None, loaded.annotations)
     least = {
@@ -266,7 +276,9 @@ def _machine(context: Context, settings: Settings, loaded: Loaded) -> dict[str, 
         if size[name] < asked[name]:
             what = f"limits ask for a machine of `{asked[name]}` {'MiB' if name == 'memory_mib' else 'processors'}"
             log.later(context, "warning", f"{what}, `{key}` allows `{getattr(qemu, key)}`")
-    return {**found, **size}
+    disks = len({(disk.major, disk.minor) for disk in adapted.disks})
+    ports = min(found.get("root_ports", usual.root_ports) + disks, ROOT_PORTS_MAX)
+    return {**found, **size, **({"root_ports": ports} if disks else {})}
 
 
 def _require_free(context: Context, container_id: str) -> None:

@@ -46,6 +46,10 @@ OVERRIDABLE = {
     "file_mem_backend": str,
     "disable_vhost_net": bool,
     "pcie_root_port": int,
+    "block_device_aio": str,
+    "block_device_cache_set": bool,
+    "block_device_cache_direct": bool,
+    "block_device_cache_noflush": bool,
     "rx_rate_limiter_max_rate": int,
     "tx_rate_limiter_max_rate": int,
 }

@@ -52,9 +52,10 @@ def _keys(why: str, unsafe: bool = False, **defaults: Any) -> dict[str, Known]:
 _CONFIDENTIAL = "confidential guests are not built: the host could read the guest's memory"
 _DISK = "guest images on a disk are not supported, the guest's root is an initrd"
 _GROW = "a sandbox keeps the memory and processors that it booted with"
-_BLOCK = "block devices are not passed to guests"
+_BLOCK = "block devices are those that a container names, each a virtio-blk disk with the host's sector size"
+_BLOCK_RATES = "QEMU limits no input and output of disks"
 _NO_RATES = "QEMU limits no traffic; `rx_rate_limiter_max_rate` and `tx_rate_limiter_max_rate` do"
-_VFIO = "devices of the host are not passed to guests"
+_VFIO = "of the host's devices only block devices are passed to guests"
 
 HYPERVISOR: dict[str, Known] = {
     **_keys("no VMM but QEMU is used", ctlpath="", valid_ctlpaths=[], jailer_path="", valid_jailer_paths=[]),
@@ -66,13 +67,10 @@ HYPERVISOR: dict[str, Known] = {
     **_keys("the guest has no swap", enable_guest_swap=False, guest_swap_path=("/run/kata-containers/swap", "")),
     **_keys("the guest has no swap", guest_swap_size_percent=100, guest_swap_create_threshold_secs=60),
     **_keys("devices are plugged into PCI Express root ports", default_bridges=1),
-    **_keys(_BLOCK, disable_block_device_use=(False, True), block_device_aio=("io_uring", "native", "threads")),
+    **_keys("a root file system is always shared as a directory", disable_block_device_use=(False, True)),
     **_keys(
         _BLOCK,
         block_device_driver=("virtio-scsi", "virtio-blk", "virtio-mmio", "nvdimm", "virtio-blk-ccw"),
-        block_device_cache_set=False,
-        block_device_cache_direct=False,
-        block_device_cache_noflush=False,
         block_device_logical_sector_size=0,
         block_device_physical_sector_size=0,
         block_device_num_queues=1,
@@ -85,6 +83,9 @@ HYPERVISOR: dict[str, Known] = {
         vhost_user_store_path=("/var/run/kata-containers/vhost-user", ""),
         valid_vhost_user_store_paths=(["/var/run/kata-containers/vhost-user"], []),
         vhost_user_reconnect_timeout_sec=0,
+    ),
+    **_keys(
+        _BLOCK_RATES,
         disk_rate_limiter_bw_max_rate=0,
         disk_rate_limiter_bw_one_time_burst=0,
         disk_rate_limiter_ops_max_rate=0,
@@ -152,7 +153,7 @@ AGENT: dict[str, Known] = {
     **_keys(_FIXED_TIMES, cdh_api_timeout_ms=50000),
     **_keys("`enable_debug` has it log its every step", log_level=("info", "")),
     **_keys("pipes of processes have the sizes that are fastest", container_pipe_size=0),
-    **_keys("devices of the host are not passed to guests", visible_cdi_devices=False),
+    **_keys(_VFIO, visible_cdi_devices=False),
 }
 
 RUNTIME: dict[str, Known] = {
@@ -164,7 +165,7 @@ RUNTIME: dict[str, Known] = {
     ),
     **_keys("there are no experimental features", experimental=[]),
     **_keys("what containers share is what their configuration says", enable_agent_pidns=False),
-    **_keys("devices of the host are not passed to guests", vfio_mode=("guest-kernel", "vfio")),
+    **_keys(_VFIO, vfio_mode=("guest-kernel", "vfio")),
     **_keys("the guest has no SELinux", unsafe=True, guest_selinux_label=""),
     **_keys("directories are shared only as containers ask for them", sandbox_bind_mounts=[], shared_mounts=[]),
     **_keys("virtual processors are threads that the host's scheduler places", enable_vcpus_pinning=False),

@@ -145,9 +145,27 @@ class Qemu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pcie_root_port: Annotated[
         Annotated[int, msgspec.Meta(ge=0)] | None,
         _about(
-            "Buses for what is plugged while the guest runs: the file share and each NIC take one. 0: as by default."
+            "Buses for what is plugged while the guest runs: the file share, each NIC and each block device take one. A "
+            "sandbox has one more for each block device of its first container. 0: as by default."
         ),
     ] = None
+    block_device_aio: Annotated[
+        Literal["threads", "native", "io_uring", ""],
+        _about(
+            "How QEMU reads and writes the host's block devices that containers are given. `native` goes past the host's "
+            "cache, as with `block_device_cache_direct`; where the host has no `io_uring`, `threads` serve."
+        ),
+    ] = ""
+    block_device_cache_set: Annotated[
+        bool, _about("Whether the two keys that follow count for block devices; otherwise both are false.")
+    ] = False
+    block_device_cache_direct: Annotated[
+        bool, _about("Read and write block devices past the host's cache (O_DIRECT).")
+    ] = False
+    block_device_cache_noflush: Annotated[
+        bool,
+        _about("Ignore the guest's wish that what it wrote be on the disk: what was written last goes with the host."),
+    ] = False
     seccompsandbox: Annotated[
         str | None, _about('"off" starts QEMU without its seccomp sandbox; anything else leaves it on.')
     ] = None
@@ -212,6 +230,15 @@ class Runtime(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     create_container_timeout: Annotated[Positive | None, _about("As that of `[agent.kata]`, over which it goes.")] = (
         None
     )
+    privileged_without_host_devices: Annotated[
+        bool,
+        _about(
+            "Leave the host's devices out of privileged containers (those whose device rules allow everything): podman and "
+            "Docker pass all of them, and the guest has none but block devices. What is left out is told once, and in the "
+            "container's record. Without it a privileged container with such devices is refused. containerd's option of "
+            "this name does the same for Kubernetes. (A key of our own.)"
+        ),
+    ] = False
     host_memory_overhead: Annotated[
         Annotated[int, msgspec.Meta(ge=0)] | None,
         _about(
@@ -247,6 +274,7 @@ BUILT_IN: dict[str, Any] = {
     "hypervisor.qemu.default_memory": 256,
     "hypervisor.qemu.default_vcpus": 1,
     "hypervisor.qemu.pcie_root_port": 4,
+    "hypervisor.qemu.block_device_aio": "threads",
     "hypervisor.qemu.virtio_fs_daemon": "/usr/lib/qemu/virtiofsd",
     "hypervisor.qemu.virtio_fs_cache": "auto",
     "hypervisor.qemu.virtio_fs_queue_size": 128,
@@ -359,6 +387,9 @@ def hypervisor_settings(settings: Settings) -> dict[str, Any]:
         "virtiofsd_cache": {"never": "none", "metadata": "auto"}.get(qemu.virtio_fs_cache, qemu.virtio_fs_cache),
         "virtiofsd_arguments": [word for word in qemu.virtio_fs_extra_args if word != "--announce-submounts"],
         "share_queue_size": qemu.virtio_fs_queue_size or None,
+        "disk_aio": qemu.block_device_aio,
+        "disk_direct": (qemu.block_device_cache_set and qemu.block_device_cache_direct) or None,
+        "disk_noflush": (qemu.block_device_cache_set and qemu.block_device_cache_noflush) or None,
     }
     if qemu.rx_rate_limiter_max_rate:
         found["rx_bits_per_s"] = qemu.rx_rate_limiter_max_rate

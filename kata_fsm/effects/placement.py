@@ -41,6 +41,7 @@ class Placement:
         self._lock = trio.Lock()
         self._entered: list[str] | None = None
         self._systemd_knows = Limits()
+        self._written: Limits | None = None
         if "cgroups_path" in config:
             try:
                 self.path = cgroup.resolve(str(config["cgroups_path"] or ""), str(config["id"]), uid)
@@ -106,6 +107,7 @@ class Placement:
         applied = await cgroup.bounded(what, lambda: cgroup_limits.apply(places, limits))
         if self.scope is not None and limits != self._systemd_knows:
             await self._tell_systemd(self.scope[1], limits)
+        self._written = limits
         return {"limited": applied.written, "unheld": cgroup_limits.told(applied.unheld)}
 
     def _places(self, path: str) -> list[cgroup_limits.Place]:
@@ -125,3 +127,7 @@ class Placement:
         except errors.WorldError as error:
             raise errors.EffectError("systemd", error.message, hint=error.hint) from error
         self._systemd_knows = limits
+
+    def holds(self) -> bool:
+        """Whether what is wanted now is what was last written from here."""
+        return self.path is None or self._written == self._wanted()

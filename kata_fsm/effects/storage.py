@@ -228,9 +228,9 @@ class ContainerUnstage(_ContainerHandler):
         return {**await self._unstage(intent), **limited}
 
     async def probe(self, intent: Intent) -> Observed:
-        """Done when the container's tree is gone."""
+        """Done when the container's tree is gone, and the pod is limited without it."""
         await trio.lowlevel.checkpoint()
-        return Observed(not os.path.lexists(_top(self.paths, intent)))
+        return Observed(self.place.holds() and not os.path.lexists(_top(self.paths, intent)))
 
     async def undo(self, intent: Intent) -> dict[str, Any]:
         """Nothing to take back: doing it again is always right."""

@@ -82,7 +82,13 @@ def _stage(_: Pod, subject: str, unit: Unit) -> Facts:
         "mounts": config.get("binds", []),
         "cgroups_path": config.get("cgroups_path", ""),
         **({"systemd_cgroup": True} if config.get("systemd_cgroup") else {}),
+        **_disks(config),
     }
+
+
+def _disks(config: Facts) -> Facts:
+    """The block devices that it is given, if it is given any."""
+    return {"disks": config["disks"]} if config.get("disks") else {}
 
 
 def _with_hooks(derive: Derive) -> Derive:
@@ -107,6 +113,7 @@ def _guest_create(_: Pod, subject: str, unit: Unit) -> Facts:
         "terminal": bool(config.get("terminal")),
         "sandbox_pidns": bool(config.get("sandbox_pidns")),
         "shm_size": config.get("shm_size"),
+        **_disks(config),
     }
 
 

@@ -20,7 +20,6 @@ from kata_fsm.oci.spec import (
     NAMESPACE_TYPES,
     RLIMITS,
     Capabilities,
-    Device,
     Hooks,
     Linux,
     Loaded,
@@ -33,9 +32,6 @@ from kata_fsm.oci.spec import (
 
 GUEST_MOUNT_TYPES = frozenset({"proc", "sysfs", "devpts", "mqueue", "tmpfs", "cgroup", "cgroup2"})
 """File systems that the guest's own kernel provides."""
-
-GUEST_DEVICES = frozenset({(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (10, 200), (10, 229)})
-"""Character devices that mean the same in the guest: null zero full random urandom tty console ptmx, net/tun, fuse."""
 
 HOOK_KINDS = ("prestart", "create_runtime", "start_container", "poststart", "poststop")
 
@@ -140,8 +136,6 @@ def _check_hooks(hooks: Hooks | None) -> None:
 def _check_linux(linux: Linux) -> None:
     for index, namespace in enumerate(linux.namespaces or []):
         _check_namespace(f"linux.namespaces[{index}]", namespace)
-    for index, device in enumerate(linux.devices or []):
-        check_device(f"linux.devices[{index}]", device)
     if linux.resources is not None:
         check_resources(linux.resources)
 
@@ -154,19 +148,6 @@ def _check_namespace(field: str, namespace: Namespace) -> None:
         raise fault(f"{field}.path", f"`{namespace.path}` is not an absolute path")
     if namespace.path and namespace.type in ("user", "mount", "time"):
         raise fault(f"{field}.path", f"a given {namespace.type} namespace cannot be joined from inside the guest")
-
-
-def check_device(field: str, device: Device) -> None:
-    """Refuse devices of the host; those that any kernel has are made in the guest."""
-    if device.type in ("p", "u"):
-        return
-    if device.type == "c" and (device.major, device.minor) in GUEST_DEVICES:
-        return
-    raise fault(
-        field,
-        f"host device `{device.path}` ({device.type} {device.major}:{device.minor}) cannot be given to the guest",
-        hint="remove it from the bundle",
-    )
 
 
 def check_resources(resources: Resources, *, where: str = "config.json", prefix: str = "linux.resources") -> None:

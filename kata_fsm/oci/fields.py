@@ -106,7 +106,7 @@ REFUSED: dict[str, Refusal] = {
 """A container that runs without one of these would not be what was asked for."""
 
 _ELSEWHERE = "it is for another operating system"
-_NO_DISKS = "the guest has no disks"
+_NO_DISKS = "single disks are not limited"
 
 IGNORED: dict[str, str] = {
     **dict.fromkeys(("windows", "solaris", "zos", "freebsd"), _ELSEWHERE),

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from kata_fsm.oci import fields, mount_options
+from kata_fsm.oci import devices, fields, mount_options
 from kata_fsm.oci.check import is_bind, unknown_capabilities
 from kata_fsm.oci.looking import answered
 from kata_fsm.oci.reading import fault
@@ -67,6 +67,8 @@ class Adapted(msgspec.Struct, frozen=True):
     shm_size: int | None
     netns: str | None
     cgroups_path: str
+    disks: list[devices.Disk]
+    left_out: list[str]
 
     @property
     def places(self) -> list[tuple[str, str]]:
@@ -99,15 +101,25 @@ def _look(path: str) -> Source:
     return Source("socket" if stat.S_ISSOCK(mode) else "file")
 
 
-def adapt(loaded: Loaded, *, key: str, kind: str, look: Look = look_at_host, seccomp: bool = True) -> Adapted:
+def adapt(
+    loaded: Loaded,
+    *,
+    key: str,
+    kind: str,
+    look: Look = look_at_host,
+    seccomp: bool = True,
+    spare_devices: bool = False,
+) -> Adapted:
     """Adapt a checked specification for container `key`. `kind` is a word of `oci.sandbox`. Raises `SpecError`.
 
-    `seccomp` False leaves the profile out, as the configuration may ask for.
+    `seccomp` False leaves the profile out, `spare_devices` the host's devices of a privileged container, as the
+    configuration may ask for.
     """
     draft = _Draft(loaded, key, look)
     linux = loaded.spec.linux or Linux()
     netns = _network(linux, kind)
     draft.resources(linux)
+    draft.devices(linux, spare=spare_devices)
     draft.warnings += fields.take_out(draft.document)
     draft.hosts()
     draft.root()
@@ -126,6 +138,8 @@ def adapt(loaded: Loaded, *, key: str, kind: str, look: Look = look_at_host, sec
         shm_size=draft.shm_size,
         netns=netns,
         cgroups_path=linux.cgroups_path or "",
+        disks=draft.disks,
+        left_out=draft.left_out,
     )
 
 
@@ -155,6 +169,8 @@ class _Draft:
         self.binds: list[Bind] = []
         self.warnings: list[str] = []
         self.shm_size: int | None = None
+        self.disks: list[devices.Disk] = []
+        self.left_out: list[str] = []
 
     def section(self, *names: str) -> dict[str, Any]:
         """A nested object of the document, made if absent."""
@@ -205,7 +221,8 @@ class _Draft:
         if source == "/dev/null":
             return source  # how engines mask a file
         if found.kind == "device":
-            raise fault(field, f"host device `{source}` cannot be given to the guest", hint="remove the mount")
+            problem = f"host device `{source}` cannot be given to the guest"
+            raise fault(field, problem, hint="remove the mount, or ask for a block device in `linux.devices`")
         if _is_kernel_made(source):
             self.warnings.append(f"config.json: `{field}`: `{source}` will be the guest's own, not the host's")
             return source
@@ -240,6 +257,30 @@ class _Draft:
         if linux.resources is None:
             return
         section["resources"] = clean_resources(section["resources"])
+
+    def devices(self, linux: Linux, *, spare: bool) -> None:
+        """Those that the guest is given or has by itself, and the rules about them, in the host's numbers."""
+        rules = (linux.resources.devices if linux.resources else None) or []
+        own_users = any(namespace.type == "user" for namespace in linux.namespaces or [])
+        divided = devices.divide(linux.devices or [], rules, self._has_disk, spare=spare, own_users=own_users)
+        self.disks, self.left_out = divided.disks, divided.left_out
+        section = self.section("linux")
+        if self.left_out:
+            section["devices"] = [section["devices"][index] for index in divided.kept]
+            names = ", ".join(f"`{path}`" for path in self.left_out)
+            self.warnings.append(
+                f"config.json: `linux.devices`: the host's are left out, as `{devices.KEY}` is set: {names}"
+            )
+        if not rules:
+            return
+        resources = self.section("linux", "resources")
+        resources["devices"], lost = devices.rules_for_guest(rules, resources["devices"], self.disks)
+        for index in lost:
+            field = f"linux.resources.devices[{index}]"
+            self.warnings.append(f"config.json: `{field}` is not applied: the guest is given no such block device")
+
+    def _has_disk(self, major: int, minor: int) -> bool:
+        return self.look(f"/sys/dev/block/{major}:{minor}").kind != "missing"
 
     def hosts(self) -> None:
         """What is for the host alone goes."""
@@ -303,7 +344,7 @@ _HOSTS = (("cpu", "cpus"), ("cpu", "mems"), ("blockIO", "weight"))
 
 
 def without_hosts(resources: Document) -> Document:
-    """Resources without what limits the host's processes alone (`hosting`): the guest has other processors and no disks."""
+    """Resources without what limits the host's processes alone (`hosting`): the guest has other processors and disks."""
     left: Document = {}
     for name, value in resources.items():
         hosts = [field for section, field in _HOSTS if section == name]

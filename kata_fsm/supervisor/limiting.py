@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which limits a pod has on the host, as a function of the folded pod; and what an update of a container makes of them."""
+"""Which limits a pod has on the host, and which disks, as functions of the folded pod; and what an update of a container
+makes of the limits."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.limits import HOST_MEMORY_OVERHEAD_MIB
 from kata_fsm.machines import container
 from kata_fsm.oci import hosting, sandbox
+from kata_fsm.oci.devices import Wanted, wanted_by
 
 if TYPE_CHECKING:
     from kata_fsm.machines import Pod
@@ -32,6 +34,12 @@ def limits_of(pod: Pod) -> hosting.Limits:
         overhead_mib=HOST_MEMORY_OVERHEAD_MIB if overhead is None else int(overhead),
         holder=holder,
     )
+
+
+def disks_of(pod: Pod) -> frozenset[Wanted]:
+    """The block devices of its living containers together."""
+    living = (unit for unit in pod.containers.values() if unit.state in container.LIVING)
+    return frozenset(each for unit in living for each in wanted_by(unit.facts.get("config") or {}))
 
 
 def concerning(asked: hosting.Asked, unheld: Iterable[str]) -> list[str]:

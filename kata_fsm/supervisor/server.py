@@ -69,11 +69,14 @@ class Server:
 
     def wire(self, config: dict[str, Any]) -> None:
         """Build the handlers for a sandbox that was created with `config`. Raises `UsageError` for wrong settings."""
-        from kata_fsm.supervisor.limiting import limits_of
+        from kata_fsm.supervisor.limiting import disks_of, limits_of
         from kata_fsm.supervisor.wiring import Wiring
         from kata_fsm.world import WORLD
 
-        wiring = Wiring(self.paths, WORLD, self.link, config, lambda: limits_of(self.runtime.pod))
+        runtime = self.runtime
+        wiring = Wiring(
+            self.paths, WORLD, self.link, config, lambda: limits_of(runtime.pod), lambda: disks_of(runtime.pod)
+        )
         self.watcher.wiring = wiring
         self.runtime.handlers = wiring.handlers
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from kata_fsm.effects import hooks, share, storage
+from kata_fsm.effects import disks, hooks, share, storage
 from kata_fsm.effects.agent import handlers as guest
 from kata_fsm.effects.agent.link import Link
 from kata_fsm.effects.hypervisor import handler as hypervisor
@@ -35,11 +35,17 @@ class Wiring:
     """The handlers of one sandbox, and the two watches that know what an end leaves behind.
 
     `config` is what the sandbox was created with: it is recorded, so every supervisor of a sandbox uses the same. `limits`
-    answers those that the pod has now.
+    answers those that the pod has now, `asked` the disks that its living containers ask for.
     """
 
     def __init__(
-        self, paths: Paths, world: World, link: Link, config: dict[str, Any], limits: Callable[[], Limits]
+        self,
+        paths: Paths,
+        world: World,
+        link: Link,
+        config: dict[str, Any],
+        limits: Callable[[], Limits],
+        asked: disks.Asked,
     ) -> None:
         settings = from_dict(config.get("hypervisor") or {})
         boot_timeout_s = float(config.get("boot_timeout_s") or BOOT_TIMEOUT_S)
@@ -50,6 +56,8 @@ class Wiring:
         self.launch = hypervisor.HypervisorLaunch(paths, settings, self.monitor, self.place)
         self.change = NetworkChange(paths, settings, self.monitor, link)
         self.prepare = share.SharePrepare(paths, settings, self.place)
+        self.disks = disks.Disks(paths, settings, self.monitor, asked)
+        create = disks.Plugging(guest.ContainerCreate(link, world, create_timeout_s), self.disks)
         self.handlers: dict[str, Handler] = {
             "hypervisor.launch": self.launch,
             "hypervisor.stop": hypervisor.HypervisorStop(paths, settings, self.monitor),
@@ -64,13 +72,13 @@ class Wiring:
             "agent.configure": guest.AgentConfigure(link, world, config.get("kernel_modules") or ()),
             "agent.disconnect": guest.AgentDisconnect(link, world),
             "container.prepare": storage.ContainerPrepare(paths, self.place),
-            "container.create": hooks.Before(guest.ContainerCreate(link, world, create_timeout_s)),
+            "container.create": hooks.Before(create),
             "container.start": hooks.After(guest.ContainerStart(link, world), "poststart"),
             "container.pause": guest.ContainerPause(link, world),
             "container.resume": guest.ContainerResume(link, world),
             "container.kill": guest.ContainerKill(link, world),
             "container.remove": guest.ContainerRemove(link, world),
-            "container.unstage": storage.ContainerUnstage(paths, self.place),
+            "container.unstage": disks.Unplugging(storage.ContainerUnstage(paths, self.place), self.disks),
             "container.discard": hooks.After(storage.ContainerDiscard(paths), "poststop"),
             "process.exec": guest.ProcessExec(link, world),
         }

@@ -16,6 +16,7 @@ import pytest
 from kata_fsm.oci.hosting import with_room
 from tests.support.cri import Container, Cri, exit_code, messages
 from tests.support.kata import exists, wait_until
+from tests.support.loops import loop
 from tests.support.websocket import RESIZE, STDERR, STDIN, STDOUT
 
 SLEEP = ("sleep", "1000")
@@ -56,6 +57,27 @@ def test_a_pod_is_one_machine(cri: Cri) -> None:
     wait_until(lambda: set(main.lines()) == wanted, f"the log holds {wanted}")
     failed = pod.create("bad", "/no/such")
     assert "/no/such" in failed.refused_start()
+
+
+@feature("block volume (volumeDevices)", "block volume shared by containers")
+def test_a_block_volume(cri: Cri) -> None:
+    """As a kubelet asks for it: the node below its directory is a link of its own to the host's device."""
+    with loop(cri.base) as disk:
+        disk.write(0, b"from the host")
+        pod = cri.pod("block")
+        device = messages().Device(container_path="/dev/xvda", host_path=disk.node, permissions="mrw")
+        one, two = (pod.run(name, *SLEEP, devices=[device]) for name in ("one", "two"))
+        assert one.shell("head -c 13 /dev/xvda") == "from the host"
+        one.shell("printf 'from the one!' | dd of=/dev/xvda conv=notrunc,fsync")
+        assert disk.read(0, 13) == b"from the one!"
+        one.stop()
+        one.remove()
+        assert two.shell("head -c 13 /dev/xvda") == "from the one!"
+        assert disk.holders() == cri.kata.processes("qemu-system")
+        two.stop()
+        two.remove()
+        assert machines(cri) == 1
+        wait_until(lambda: not disk.holders(), "the machine has let the device go")
 
 
 @feature("container stop", "container stop: killed after its time", "container rm", "restart in a living pod")

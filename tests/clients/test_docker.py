@@ -14,6 +14,7 @@ import pytest
 from tests.support.docker import Docker
 from tests.support.engines import Typist
 from tests.support.kata import wait_until
+from tests.support.loops import loop
 
 UNTIL_TOLD = "trap 'echo told; exit 4' TERM; trap 'echo usr' USR1; echo up; while :; do sleep 0.1; done"
 SLEEP = ("sh", "-c", "echo up; exec sleep 100000")
@@ -154,7 +155,7 @@ def test_what_cannot_be_run(docker: Docker, program: str, code: int) -> None:
     assert program in done.stderr
 
 
-@feature("--network host", "--device", "--privileged", refused=True)
+@feature("--network host", "--device, of characters", "--privileged with the host's devices", refused=True)
 @pytest.mark.parametrize(
     ("option", "told"),
     [
@@ -167,6 +168,26 @@ def test_a_refusal_reaches_the_caller(docker: Docker, option: str, told: str) ->
     done = docker.run("--rm", option, command=["true"], check=False)
     assert done.returncode != 0
     assert told in done.stderr.lower()
+
+
+@feature("--device, a block device", "--device :r", "--privileged, without the host's devices")
+def test_devices(docker: Docker) -> None:
+    with loop(docker.base) as disk:
+        disk.write(0, b"from the host")
+        script = "head -c 13 /dev/xvda; printf 'from the guest' >/dev/xvda"
+        options = ("--rm", "--network=none")
+        said = docker.run(*options, f"--device={disk.node}:/dev/xvda", command=["sh", "-c", script]).stdout
+        assert said == "from the host"
+        assert disk.read(0, 14) == b"from the guest"
+        said = docker.run(
+            *options, f"--device={disk.node}:/dev/xvda:r", command=["sh", "-c", f"{script} || echo refused"]
+        ).stdout
+        assert said == "from the guesrefused\n"
+        script = "mkdir /m && mount -t tmpfs none /m && echo mounts; ls /dev"
+        said = docker.run(*options, "--privileged", "--runtime=sparing", command=["sh", "-c", script]).stdout
+        assert said.startswith("mounts\n")
+        assert "loop" not in said
+        assert disk.holders() == []
 
 
 @feature("recovery: supervisor killed", "recovery: dockerd's shim killed")

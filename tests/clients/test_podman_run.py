@@ -11,6 +11,7 @@ import pytest
 from kata_fsm.oci.hosting import with_room
 from tests.support.engines import Podman, Typist
 from tests.support.kata import wait_until
+from tests.support.loops import loop
 
 
 def feature(*names: str, refused: bool = False) -> pytest.MarkDecorator:
@@ -186,7 +187,7 @@ def test_what_cannot_be_run(podman: Podman, program: str, code: int) -> None:
     assert program in done.stderr
 
 
-@feature("--network host", "--device", "--privileged", refused=True)
+@feature("--network host", "--device, of characters", "--privileged with the host's devices", refused=True)
 @pytest.mark.parametrize(
     ("option", "told"),
     [
@@ -199,6 +200,49 @@ def test_a_refusal_reaches_the_caller(podman: Podman, option: str, told: str) ->
     done = podman.run("--rm", option, command=["true"], check=False)
     assert done.returncode != 0
     assert told in done.stderr
+
+
+@feature("--device, a block device", "--device :r")
+def test_a_block_device(podman: Podman) -> None:
+    with loop(podman.base) as disk:
+        disk.write(0, b"from the host")
+        script = "head -c 13 /dev/xvda; printf 'from the guest' >/dev/xvda"
+        assert (
+            podman.run("--rm", f"--device={disk.node}:/dev/xvda", command=["sh", "-c", script]).stdout
+            == "from the host"
+        )
+        assert disk.read(0, 14) == b"from the guest"
+        script = "head -c 14 /dev/xvda; printf gone >/dev/xvda"
+        done = podman.run("--rm", f"--device={disk.node}:/dev/xvda:r", command=["sh", "-c", script], check=False)
+        assert (done.returncode, done.stdout) == (1, "from the guest")
+        assert "not permitted" in done.stderr
+        assert disk.read(0, 14) == b"from the guest"
+        assert disk.holders() == []
+
+
+@feature("--privileged, without the host's devices")
+def test_a_privileged_container_of_the_guest(podman: Podman) -> None:
+    """All of root's powers, none of the host's devices, and that is said."""
+    config = podman.base / "sparing.toml"
+    config.write_text("[runtime]\nprivileged_without_host_devices = true\n")
+    script = (
+        "mkdir /m && mount -t tmpfs none /m && umount /m && echo mounts;"
+        "echo 1 >/proc/sys/vm/overcommit_memory && echo sets;"
+        "mkdir /sys/fs/cgroup/mine && rmdir /sys/fs/cgroup/mine && echo groups;"
+        "grep -c Seccomp:.*0 /proc/self/status; grep CapBnd /proc/self/status; cat /sys/block/*/serial; ls /dev"
+    )
+    with loop(podman.base):
+        done = podman.run("--name=mighty", "--privileged", command=["sh", "-c", script], config=config)
+        said = done.stdout.split()
+        assert said[:4] == ["mounts", "sets", "groups", "1"]
+        bounding = next(
+            line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapBnd")
+        )
+        assert said[4:6] == bounding.split()
+        assert "null" in said
+        assert [name for name in said if name.startswith(("loop", "vd", "kmsg"))] == []
+    (made,) = [each for each in podman.kata.story(podman.inspect("mighty")["Id"]) if each["what"] == "create_sandbox"]
+    assert "/dev/loop-control" in str(made["detail"])
 
 
 @feature("run -d", "logs", "logs -f", "wait", "inspect", "start again")

@@ -68,6 +68,23 @@ def test_an_undo_that_forgets_something() -> None:
     assert "tree" in found(replaced("share.release", "undo", make)).wrong
 
 
+def test_a_disk_that_is_forgotten() -> None:
+    def make(handler: Any) -> Any:
+        async def unplug_disks(intent: Any) -> None:
+            """And who holds it now?"""
+
+        return unplug_disks
+
+    assert "asked for are" in found(replaced("container.unstage", "unplug_disks", make)).wrong
+
+
+def test_a_disk_that_is_taken_from_another_container() -> None:
+    def make(handler: Any) -> Any:
+        return frozenset  # nobody asks for anything
+
+    assert "its containers need" in found(replaced("container.unstage", "asked", make)).wrong
+
+
 def test_a_probe_that_says_yes_too_early() -> None:
     def make(handler: Any) -> Any:
         async def probe(intent: Any) -> Observed:

@@ -28,6 +28,7 @@ class Docker(Engine):
         self.cgroup = base.name
         (base / "daemon.json").write_text(json.dumps(self._settings()))
         (base / "watching.toml").write_text("[netmon]\nenable_netmon = true\n")
+        (base / "sparing.toml").write_text("[runtime]\nprivileged_without_host_devices = true\n")
         self.daemon = self._start()
         try:
             self._await_answer()
@@ -65,9 +66,10 @@ class Docker(Engine):
         base = self.base
         return {
             "runtimes": {
-                "kata-fsm": {"path": str(self.runtime)},
-                "watching": {"path": str(self.runtime), "runtimeArgs": ["--config", f"{base}/watching.toml"]},
-            },
+                name: {"path": str(self.runtime), "runtimeArgs": ["--config", f"{base}/{name}.toml"]}
+                for name in ("watching", "sparing")
+            }
+            | {"kata-fsm": {"path": str(self.runtime)}},
             "default-runtime": "kata-fsm",
             "data-root": f"{base}/dd",
             "exec-root": f"{base}/dx",

@@ -5,6 +5,9 @@
 is set, a supervisor started by it kills itself with SIGKILL just before or just after an append. Its value is
 `FILE:NUMBER:WHEN`: FILE counts the appends of all supervisors that share it, one byte each, NUMBER is the one to die at,
 WHEN is `before` or `after`. It dies once: whoever comes after it counts on.
+
+Likewise by `KATA_FSM_TEST_DIE_QMP`, `FILE:COMMAND:WHEN`: before or after QEMU is given that command about a disk, if FILE,
+in which this is noted, is not there yet.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 from kata_fsm.cli.launcher import interpreter, search_path
 
 VARIABLE = "KATA_FSM_TEST_DIE"
+QMP_VARIABLE = "KATA_FSM_TEST_DIE_QMP"
 ROOT = Path(__file__).resolve().parents[2]
 
 _BODY = """#!{python} -IS
@@ -45,8 +49,12 @@ def appends(counter: Path) -> int:
 
 def install() -> None:
     """Where the variable is set and this process is a supervisor, make it mortal."""
+    if "supervisor" not in sys.argv[1:2]:
+        return
+    if QMP_VARIABLE in os.environ:
+        _die_at_a_command(*os.environ[QMP_VARIABLE].rsplit(":", 2))
     told = os.environ.get(VARIABLE)
-    if told is None or "supervisor" not in sys.argv[1:2]:
+    if told is None:
         return
     file, number, when = told.rsplit(":", 2)
     from journal import Journal
@@ -65,3 +73,20 @@ def install() -> None:
         return stored
 
     Journal.append = mortal  # type: ignore[method-assign]
+
+
+def _die_at_a_command(file: str, wanted: str, when: str) -> None:
+    from kata_fsm.effects.hypervisor.qmp import Monitor
+
+    command = Monitor.command
+
+    async def mortal(monitor: Monitor, name: str, *args: Any, **options: Any) -> Any:
+        about_disk = any(word in str(args) for word in ("'blk-", "'disk"))
+        if name != wanted or not about_disk or os.path.exists(file):
+            return await command(monitor, name, *args, **options)
+        if when == "after":
+            await command(monitor, name, *args, **options)
+        Path(file).touch()
+        return os.kill(os.getpid(), signal.SIGKILL)
+
+    Monitor.command = mortal  # type: ignore[method-assign]

@@ -168,10 +168,14 @@ class Podman(Engine):
         where = [f"--root={self.base}/ps", f"--runroot={self.base}/pr", f"--tmpdir={self.base}/pt"]
         return [*where, "--storage-driver=vfs", f"--runtime={self.runtime}"]
 
-    def run(self, *options: str, command: Sequence[str] = (), **kwargs: Any) -> subprocess.CompletedProcess[str]:
-        """`podman run` of the busybox image without a network, unless the options say otherwise."""
+    def run(
+        self, *options: str, command: Sequence[str] = (), config: Path | None = None, **kwargs: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """`podman run` of the busybox image without a network, unless the options say otherwise. `config`: the runtime's
+        configuration file."""
         network = [] if any(option.startswith(("--network", "--pod")) for option in options) else ["--network=none"]
-        return self("run", *network, *options, "localhost/bb:latest", *command, **kwargs)
+        flags = [f"--runtime-flag=config={config}"] if config else []
+        return self(*flags, "run", *network, *options, "localhost/bb:latest", *command, **kwargs)
 
     def inspect(self, name: str) -> dict[str, Any]:
         """What `podman inspect` knows of a container."""

@@ -35,7 +35,8 @@ _IMPOSSIBLE = """
 | feature | why | what happens |
 |---|---|---|
 | `--network host`, `--network container:` of another machine | the guest has a network stack of its own | refused, by name |
-| host devices (`--device`, `--privileged`) | the guest's kernel has no such device | refused, by name |
+| host devices but block devices (`--device`, `--privileged`) | the guest's kernel has no such device | refused, by name; \
+with `[runtime] privileged_without_host_devices` a privileged container goes without them |
 | joining a user, mount or time namespace of the host | the process is in another kernel | refused, by name |
 | createContainer hooks | found on the host, to be run in the container's namespaces | refused, by name |
 | id-mapped mounts | the share does not map ids | refused, by name |

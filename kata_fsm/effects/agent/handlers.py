@@ -142,15 +142,24 @@ class ContainerCreate(AgentHandler):
         self.timeout_s = timeout_s
 
     async def perform(self, intent: Intent) -> Result:
-        """Sends the adapted OCI configuration whole, in the extension field."""
+        """Sends the adapted OCI configuration whole, in the extension field. Of block devices, which are plugged by now, the
+        serial number; their numbers on the host are in the configuration, and the agent puts the guest's in their place."""
+        from kata_fsm.oci.devices import wanted_by
         from kata_wire import messages
 
+        disks = intent.params.get("disks") or []
         message = messages.oci.Spec(raw_json=_as_json(self.load(intent.params.get("spec_file"))))
         request = messages.agent.CreateContainerRequest(
             container_id=intent.subject,
             exec_id=intent.subject,
             OCI=message,
             sandbox_pidns=bool(intent.params.get("sandbox_pidns")),
+            devices=[
+                messages.agent.Device(
+                    id=wanted_by({"disks": [each]})[0].serial, type="blk", container_path=each["path"]
+                )
+                for each in disks
+            ],
         )
         await self.link.call(AGENT, "CreateContainer", request, timeout_s=self.timeout_s)
         return {}

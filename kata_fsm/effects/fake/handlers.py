@@ -19,6 +19,7 @@ from kata_fsm.effects.fake.host import FakeHost
 from kata_fsm.effects.process import Exit
 from kata_fsm.effects.protocols import Intent, Observed
 from kata_fsm.errors import EffectError
+from kata_fsm.oci.devices import Wanted, wanted_by
 from kata_fsm.oci.hosting import Limits
 
 Result = dict[str, Any]
@@ -28,9 +29,16 @@ class HostHandler:
     """What they share. `half` is set by the wrapper that plans faults: fail once, in the middle."""
 
     def __init__(
-        self, host: FakeHost, uid: str, doomed: Doomed, boot_s: float = 2.0, limits: Callable[[], Limits] = Limits
+        self,
+        host: FakeHost,
+        uid: str,
+        doomed: Doomed,
+        boot_s: float = 2.0,
+        limits: Callable[[], Limits] = Limits,
+        asked: Callable[[], frozenset[Wanted]] = frozenset,
     ) -> None:
         self.limits = limits
+        self.asked = asked
         self.host = host
         self.uid = uid
         self.doomed = doomed
@@ -52,6 +60,22 @@ class HostHandler:
     def limit(self) -> None:
         """The sandbox's cgroup gets the limits that are wanted now."""
         self.host.limit(self.uid, self.limits())
+
+    async def plug_disks(self, intent: Intent) -> None:
+        """The disks that a container asks for, those that are not there."""
+        for each in wanted_by(intent.params):
+            await self.step()
+            if self.host.find("qemu", self.uid) is None:
+                raise EffectError("qmp", "QEMU hung up")
+            if each.serial not in self.host.disks(self.uid):
+                self.host.take("disk", f"{self.uid}/{each.serial}")
+
+    async def unplug_disks(self, intent: Intent) -> None:
+        """Those of its disks that no living container asks for."""
+        for each in wanted_by(intent.params):
+            await self.step()
+            if each not in self.asked():
+                self.host.give_back("disk", f"{self.uid}/{each.serial}")
 
     def name(self, intent: Intent) -> str:
         """Of what belongs to one container."""
@@ -212,17 +236,21 @@ class Stage(HostHandler):
 
 
 class Unstage(HostHandler):
-    """`container.unstage`: the binds go, and its part of the limits; the cgroup stays."""
+    """`container.unstage`: the disks and the binds go, and its part of the limits; the cgroup stays."""
 
     async def perform(self, intent: Intent) -> Result:
-        """Unmount."""
+        """Unplug, and unmount."""
+        await self.unplug_disks(intent)
         self.limit()
         await self.step()
         return {"unmounted": self.host.give_back("mount", self.name(intent))}
 
     async def probe(self, intent: Intent) -> Observed:
-        """Done when nothing is mounted."""
-        return Observed(not self.host.ledger.has("mount", self.name(intent)))
+        """Done when nothing is mounted, the pod is limited without it, and its disks are gone or another's."""
+        there = self.host.disks(self.uid)
+        held = [each for each in wanted_by(intent.params) if each.serial in there and each not in self.asked()]
+        limited = self.host.limits.get(self.uid, Limits()) == self.limits()
+        return Observed(limited and not held and not self.host.ledger.has("mount", self.name(intent)))
 
     async def undo(self, intent: Intent) -> Result:
         """Doing it again is always right."""

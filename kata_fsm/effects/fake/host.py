@@ -88,6 +88,10 @@ class FakeHost:
             self.changed()
         self.limits[uid] = limits
 
+    def disks(self, uid: str) -> list[str]:
+        """The serial numbers of the disks that a sandbox's machine has."""
+        return [name.partition("/")[2] for name in self.ledger.names("disk", f"{uid}/")]
+
     # --- what others put into a sandbox's network namespace
 
     def interfaces(self, uid: str) -> list[str]:
@@ -129,6 +133,9 @@ class FakeHost:
         process.ended.set()
         if process.kind == "qemu" and process.uid in self.guests:
             self.guests[process.uid].power_off()
+        if process.kind == "qemu":
+            for name in self.disks(process.uid):  # it held them
+                self.ledger.lose("disk", f"{process.uid}/{name}")
 
     def find(self, kind: str, uid: str) -> FakeProcess | None:
         """The oldest of that kind of one sandbox."""

@@ -26,6 +26,7 @@ from kata_fsm.effects.process import UNKNOWN, Identity
 from kata_fsm.effects.protocols import Handler, Intent, Observed
 from kata_fsm.errors import EffectError, TimeoutExceeded
 from kata_fsm.machines.vocab import Cause
+from kata_fsm.oci.devices import Wanted
 from kata_fsm.oci.hosting import Limits
 from kata_fsm.world import World
 
@@ -54,11 +55,17 @@ class FromMemory:
 
 
 class Create(FromMemory, guest.ContainerCreate):
-    """`container.create`."""
+    """`container.create`: the disks, which `plugs` plugs, and the guest."""
 
-    def __init__(self, link: Link, world: World, host: FakeHost) -> None:
+    def __init__(self, link: Link, world: World, host: FakeHost, plugs: fake.HostHandler) -> None:
         super().__init__(link, world)
         self.host = host
+        self.plugs = plugs
+
+    async def perform(self, intent: Intent) -> dict[str, Any]:
+        """As the real ones do it."""
+        await self.plugs.plug_disks(intent)
+        return await super().perform(intent)
 
 
 class Exec(FromMemory, guest.ProcessExec):
@@ -130,12 +137,13 @@ class FakeWiring:
         link: FakeLink,
         boot_s: float = 2.0,
         limits: Callable[[], Limits] = Limits,
+        asked: Callable[[], frozenset[Wanted]] = frozenset,
     ) -> None:
         self.limits = limits
         self.host = host
         self.uid = uid
         self.doomed = doomed
-        here = (host, uid, doomed, boot_s, limits)
+        here = (host, uid, doomed, boot_s, limits, asked)
         there = (cast(Link, link), host.world)
         made: dict[str, Handler] = {
             "hypervisor.launch": fake.Launch(*here),
@@ -151,7 +159,7 @@ class FakeWiring:
             "agent.configure": guest.AgentConfigure(*there),
             "agent.disconnect": guest.AgentDisconnect(*there),
             "container.prepare": fake.Stage(*here),
-            "container.create": Create(*there, host),
+            "container.create": Create(*there, host, fake.HostHandler(*here)),
             "container.start": guest.ContainerStart(*there),
             "container.pause": guest.ContainerPause(*there),
             "container.resume": guest.ContainerResume(*there),

@@ -213,9 +213,9 @@ class Monitor:
         return await client.execute(name, arguments)
 
     @staticmethod
-    async def _pass(client: Any, name: str, fd: int) -> Any:
+    async def _pass(client: Any, name: str, arguments: Mapping[str, object], fd: int) -> Any:
         client.send_fd_scm(fd)  # QEMU keeps what comes with its bytes for the command that asks for it
-        return await client.execute("getfd", {"fdname": name})
+        return await client.execute(name, arguments)
 
     # --- back in trio ---
 
@@ -246,11 +246,19 @@ class Monitor:
 
     async def pass_fd(self, name: str, fd: int, *, limit_s: float = limits.QMP_COMMAND_TIMEOUT_S) -> None:
         """Give QEMU a copy of `fd`, to be called `name` by a following command of this connection. Raises as `command`."""
+        await self._give("getfd", {"fdname": name}, fd, limit_s)
+
+    async def add_fd(self, opaque: str, fd: int, *, limit_s: float = limits.QMP_COMMAND_TIMEOUT_S) -> int:
+        """Give QEMU a copy of `fd` that it can open as `/dev/fdset/NUMBER`; the number. `opaque` says what it is. Raises as
+        `command`."""
+        answer = await self._give("add-fd", {"opaque": opaque}, fd, limit_s)
+        return int(answer["fdset-id"])
+
+    async def _give(self, name: str, arguments: Mapping[str, object], fd: int, limit_s: float) -> Any:
         with trio.move_on_after(limit_s):
             await self.connect(limit_s=limit_s)
-            await self._command("getfd", {"fdname": name}, self._pass, name, fd)
-            return
-        raise errors.TimeoutExceeded("qmp", f"QEMU did not answer `getfd` within {limit_s:g} s")
+            return await self._command(name, arguments, self._pass, name, arguments, fd)
+        raise errors.TimeoutExceeded("qmp", f"QEMU did not answer `{name}` within {limit_s:g} s")
 
     async def _command(self, name: str, arguments: Mapping[str, object] | None, call: Any, *args: Any) -> Any:
         from qemu.qmp import ExecInterruptedError, ExecuteError, StateError

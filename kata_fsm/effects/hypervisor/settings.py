@@ -51,6 +51,9 @@ class HypervisorSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     vhost_net: bool = True  # where the host has it
     rx_bits_per_s: int = 0  # at most into each of the guest's NICs; 0: as fast as it goes
     tx_bits_per_s: int = 0  # and out of it
+    disk_aio: Literal["threads", "native", "io_uring"] = "threads"
+    disk_direct: bool = False  # past the host's cache
+    disk_noflush: bool = False  # the guest's flushes do nothing
 
     @property
     def keeps_memory(self) -> bool:

@@ -129,7 +129,7 @@ async def _recovered(universe: Universe, stream: str) -> int:
     from kata_fsm.effects.fake.faults import Doomed
     from kata_fsm.effects.fake.link import FakeLink
     from kata_fsm.effects.fake.wiring import FakeWiring
-    from kata_fsm.supervisor.limiting import limits_of
+    from kata_fsm.supervisor.limiting import disks_of, limits_of
 
     async def at_once(work: object) -> None:
         await trio.lowlevel.checkpoint()
@@ -140,7 +140,14 @@ async def _recovered(universe: Universe, stream: str) -> int:
         uid = stream.rpartition("@")[2]
         link = FakeLink(universe.host, uid, doomed)
         runtime = Runtime(universe.journal, stream, universe.world, {}, nursery, blocking=at_once)
-        wiring = FakeWiring(universe.host, uid, doomed, link, limits=lambda: limits_of(runtime.pod))
+        wiring = FakeWiring(
+            universe.host,
+            uid,
+            doomed,
+            link,
+            limits=lambda: limits_of(runtime.pod),
+            asked=lambda: disks_of(runtime.pod),
+        )
         universe.rewire(wiring)
         runtime.handlers = wiring.handlers
 

@@ -22,7 +22,7 @@ from kata_fsm.recovery import note_failure
 from kata_fsm.runtime import Runtime
 from kata_fsm.supervisor.channel import Channel
 from kata_fsm.supervisor.kept import Kept
-from kata_fsm.supervisor.limiting import limits_of
+from kata_fsm.supervisor.limiting import disks_of, limits_of
 from kata_fsm.supervisor.main import drain, take_over, until_answered, until_over, until_shims_came
 from kata_fsm.supervisor.server import Server
 from kata_fsm.supervisor.session import Shim
@@ -89,7 +89,12 @@ class SimServer(Server):
         """As the real one."""
         life = self.life
         wiring = FakeWiring(
-            life.universe.host, life.uid, life.doomed, life.link, limits=lambda: limits_of(self.runtime.pod)
+            life.universe.host,
+            life.uid,
+            life.doomed,
+            life.link,
+            limits=lambda: limits_of(self.runtime.pod),
+            asked=lambda: disks_of(self.runtime.pod),
         )
         life.universe.rewire(wiring)
         self.watcher.wiring = cast(Wiring, wiring)

@@ -298,9 +298,13 @@ class Actor:
 
 
 def _container(container_id: str) -> Reply:
-    """Each is limited in a way of its own, so that the sums tell which ones count."""
+    """Each is limited in a way of its own, so that the sums tell which ones count. Each has a disk of its own, and one that
+    all but the sandbox's first container share."""
     limits = {"shares": 2 ** (3 + sum(container_id.encode()) % 8), "quota": 1000}
-    known = {"id": container_id, "rootfs": "rootfs", "bundle": "bundle", "limits": limits}
+    first = "c" not in container_id
+    shared = [] if first else [{"major": 7, "minor": 0, "readonly": False, "path": "/dev/shared"}]
+    own = {"major": 7, "minor": 1 + sum(container_id.encode()) % 8, "readonly": True, "path": "/dev/own"}
+    known = {"id": container_id, "rootfs": "rootfs", "bundle": "bundle", "limits": limits, "disks": [own, *shared]}
     return {**known, "guest_spec": {"hostname": container_id}}
 
 

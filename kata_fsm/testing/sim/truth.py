@@ -16,8 +16,9 @@ from kata_fsm.machines import Moved, Pod, agent, check, container, network, proc
 from kata_fsm.machines.coupling import next_move
 from kata_fsm.machines.pod import INIT, TABLES, adopt, own
 from kata_fsm.machines.vocab import CAUSES, EXIT_UNKNOWN
+from kata_fsm.oci.devices import wanted_by
 from kata_fsm.projections import project
-from kata_fsm.supervisor.limiting import limits_of
+from kata_fsm.supervisor.limiting import disks_of, limits_of
 
 if TYPE_CHECKING:
     from kata_fsm.effects.fake.guest import Workload
@@ -102,6 +103,7 @@ class Truth:
                 self._container(stream, subject, unit)
             self._network(stream, pod)
             self._limits(stream, pod)
+            self._disks(stream, pod)
             for what in universe.deeds.unjustified(pod):
                 self._wrong(stream, what)
             cause = pod.sandbox.facts.get("cause", {}).get("kind")
@@ -186,6 +188,25 @@ class Truth:
         wanted, found = limits_of(pod), self._universe.host.limits.get(stream.rpartition("@")[2])
         if found != wanted:
             self._wrong(stream, f"the limits on the host are {found}, the record says {wanted}")
+
+    def _disks(self, stream: str, pod: Pod) -> None:
+        """What the guest holds has its disks; a pod at rest has no others than its living containers ask for."""
+        guest, host = self._universe.guest_of(stream), self._universe.host
+        if pod.vm.state != vm.RUNNING or guest is None or guest.off:
+            return
+        there = set(host.disks(stream.rpartition("@")[2]))
+        held = [unit for unit in pod.containers.values() if unit.state in container.IN_GUEST]
+        needed = {each.serial for unit in held for each in wanted_by(unit.facts["config"])}
+        if not needed <= there:
+            self._wrong(stream, f"the machine has the disks {sorted(there)}, its containers need {sorted(needed)}")
+        life = self._universe.lives.get(stream)
+        if life is None or life.doomed.dead or not life.at_rest or pod.sandbox.state != sandbox.READY:
+            return
+        stuck = [unit for unit in pod.containers.values() if unit.state == container.STUCK]
+        asked = {each.serial for unit in stuck for each in wanted_by(unit.facts["config"])}
+        asked |= {each.serial for each in disks_of(pod)}
+        if not there <= asked:
+            self._wrong(stream, f"the machine has the disks {sorted(there)}, asked for are {sorted(asked)}")
 
     def _remove_what_was_left(self, stream: str, pod: Pod) -> None:
         """What a resolution has given up is an orphan, which `recover remove` ends. Nothing else may be left."""

@@ -55,6 +55,7 @@ def test_built_in_values_are_those_of_the_handlers() -> None:
         "hypervisor.qemu.default_memory": plain.memory_mib,
         "hypervisor.qemu.default_vcpus": plain.vcpus,
         "hypervisor.qemu.pcie_root_port": plain.root_ports,
+        "hypervisor.qemu.block_device_aio": plain.disk_aio,
         "hypervisor.qemu.virtio_fs_daemon": plain.virtiofsd,
         "hypervisor.qemu.virtio_fs_cache": plain.virtiofsd_cache,
         "hypervisor.qemu.virtio_fs_queue_size": plain.share_queue_size,

@@ -10,7 +10,9 @@ import pytest
 from kata_fsm import errors, limits
 from kata_fsm.effects import cgroup, mounts, process, share, storage
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
+from kata_fsm.effects.placement import Placement
 from kata_fsm.effects.protocols import Intent
+from kata_fsm.oci.hosting import Limits
 from tests.support import hung
 
 
@@ -173,3 +175,14 @@ async def test_a_source_whose_server_hangs_is_named_and_given_up(place, shared, 
     await until(lambda: threading.active_count() <= threads + 1)
     assert mounts.table() == before
     assert list(shared.iterdir()) == []
+
+
+async def test_an_unstaging_is_done_when_the_pod_is_limited_without_the_container(place, intent):
+    wanted = [Limits(shares=512)]
+    config = {"id": "c1", "cgroups_path": f"/{os.path.basename(place.top)}/c1"}
+    unstage = storage.ContainerUnstage(place.paths, Placement(place.paths.uid, config, lambda: wanted[0]))
+    assert (await unstage.probe(intent)).done is False
+    await unstage.perform(intent)
+    assert (await unstage.probe(intent)).done is True
+    wanted[0] = Limits(shares=1024)
+    assert (await unstage.probe(intent)).done is False

@@ -85,11 +85,6 @@ def test_the_example_is_legal(tmp_path: Path) -> None:
         ),
         ("linux/namespaces/0/type", "pids", "config.json: `linux.namespaces[0].type`: `pids` is no namespace"),
         ("linux/namespaces/0", {"type": "user", "path": "/proc/1/ns/user"}, "config.json: `linux.namespaces[0].path`"),
-        (
-            "linux/devices",
-            [{"type": "b", "path": "/dev/sda", "major": 8, "minor": 0}],
-            "config.json: `linux.devices[0]`: host device `/dev/sda` (b 8:0) cannot be given",
-        ),
         ("linux/seccomp", {"listenerPath": "/x"}, "config.json: `linux.seccomp.listenerPath`"),
         ("linux/intelRdt", {"closID": "x"}, "config.json: `linux.intelRdt`"),
         (
