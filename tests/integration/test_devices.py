@@ -40,7 +40,11 @@ def qemu(kata: Kata) -> list[int]:
     return kata.processes("qemu-system")
 
 
-def test_it_is_read_and_written_under_the_guests_numbers(kata: Kata, disk: Loop) -> None:
+@pytest.mark.parametrize("machine", ["q35", "microvm"])
+def test_it_is_read_and_written_under_the_guests_numbers(kata: Kata, disk: Loop, machine: str) -> None:
+    settings = kata.base / "configuration.toml"
+    settings.write_text(f'[hypervisor.qemu]\nmachine_type = "{machine}"\n')
+    kata.env["KATA_CONF_FILE"] = str(settings)
     disk.write(3 * MIB, b"from the host")
     script = """
         stat -c '%A %u %g' /dev/xvda; echo $((0x$(stat -c %t /dev/xvda))) $((0x$(stat -c %T /dev/xvda)))
