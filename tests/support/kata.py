@@ -189,20 +189,27 @@ class Traces:
 
 
 def leaks(kata: Kata, traces: Traces, before: dict[str, set[str]]) -> list[str]:
+    """What is left now. It is asked while the last of it goes, so any of it may vanish while it is looked at."""
     after = traces.snapshot()
     left = [f"{kind} {name}" for kind in after for name in sorted(after[kind] - before[kind])]
-    left += [f"process {pid}: {Path(f'/proc/{pid}/cmdline').read_bytes()!r}" for pid in kata.processes() if exists(pid)]
+    left += [f"process {pid}: {line!r}" for pid in kata.processes() if (line := command_line(pid))]
     for top in (kata.base / "r", kata.base / "s" / "logs"):
-        paths = top.rglob("*") if top.exists() else ()
-        left += [f"directory {path}" for path in paths if "rootfs" not in path.parent.parts]
+        for where, directories, files in os.walk(top):
+            inside = [] if "rootfs" in where.split("/") else [*directories, *files]
+            left += [f"directory {where}/{name}" for name in inside]
     return left
 
 
-def exists(pid: int) -> bool:
+def command_line(pid: int) -> bytes:
+    """The command line of a process; empty when it is gone, or a zombie."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
-        return False
+        return b""
+
+
+def exists(pid: int) -> bool:
+    return command_line(pid) != b""
 
 
 def clean_up_by_force(kata: Kata) -> None:
