@@ -34,8 +34,7 @@ def test_killed_qemu_ends_with_its_cause_and_leaves_nothing(kata: Kata) -> None:
 
 def test_killed_virtiofsd_ends_the_sandbox_with_its_cause(kata: Kata) -> None:
     kata.detached("c1", kata.bundle("b", *SLEEP))
-    for pid in kata.processes("virtiofsd"):
-        os.kill(pid, signal.SIGKILL)
+    kata.kill("virtiofsd")
     wait_until(lambda: kata.status("c1") == "stopped", "the container is stopped")
     assert "share_died" in kata("replay", "c1").stdout
     assert "virtiofsd_lost" in kata("replay", "c1").stdout
@@ -93,8 +92,8 @@ def test_a_supervisor_killed_within_a_large_output_loses_and_doubles_nothing(kat
 
 def test_a_reader_that_finds_no_supervisor_asks_for_recovery(kata: Kata) -> None:
     kata.detached("c1", kata.bundle("b", *SLEEP))
-    for pid in [*kata.processes("supervisor", "c1"), *kata.processes("shim", "c1")]:
-        os.kill(pid, signal.SIGKILL)
+    for role in ("shim", "supervisor"):  # in this order: a shim would start another supervisor
+        kata.kill(role, "c1")
     (qemu,) = kata.processes("qemu-system", "sandbox-c1")
     os.kill(qemu, signal.SIGKILL)
     wait_until(lambda: kata.status("c1") == "stopped", "the container is stopped")

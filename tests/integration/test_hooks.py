@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +124,7 @@ def test_none_is_run_twice(kata: Kata, tmp_path: Path) -> None:
     kata("create", "--bundle", str(kata.bundle("b", "/bin/sleep", "1000", hooks={"poststart": [slow]})), "c1")
     starting = kata.spawn("start", "c1")
     wait_until(log.exists, "the hook has begun")
-    for pid in kata.processes("supervisor", "c1"):
-        os.kill(pid, signal.SIGKILL)
+    kata.kill("supervisor", "c1")
     with starting:
         pass
     wait_until(lambda: kata.status("c1") == "running", "another supervisor goes on")

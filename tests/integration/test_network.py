@@ -337,8 +337,7 @@ def test_killed_while_the_network_is_changed(kata: Kata, lab: Lab, tmp_path: Pat
     asked.write_text('{"Name": "eth1"}')
     with kata.spawn("network", "add-iface", "c1", str(asked), stderr=subprocess.PIPE) as adding:
         wait_until(lambda: len([name for name in pod.links() if name.startswith("k")]) > before, "a tap for eth1")
-        for pid in kata.processes("supervisor", "c1"):
-            os.kill(pid, signal.SIGKILL)
+        kata.kill("supervisor", "c1")
         adding.communicate(timeout=LIMIT_S)
 
     def there() -> bool:  # what was begun is finished by the next supervisor
@@ -379,15 +378,14 @@ def test_killed_while_the_network_comes_up(kata: Kata, lab: Lab, victim: str, wh
     made = bundle(kata, "b", pod, *SLEEP)
     creating = kata.spawn("create", "--bundle", str(made), "c1", stderr=subprocess.PIPE)
 
-    def due() -> list[int]:
+    def killed_in_time() -> list[int]:
         reached = any(name.startswith("k") for name in pod.links())
         if when == "plugged":
             reached = reached and "nic1" in kata("replay", "c1", check=False).stdout
-        return kata.processes(victim) if reached else []
+        return kata.kill(victim) if reached else []
 
     with creating:
-        for pid in wait_until(due, f"{victim} has {when}"):
-            os.kill(pid, signal.SIGKILL)
+        wait_until(killed_in_time, f"{victim} has {when}")
         creating.communicate(timeout=LIMIT_S)
     kata("delete", "--force", "c1")
     assert laboratory.changes(before, pod.dump()) == ""
@@ -417,9 +415,9 @@ def test_a_pod_that_no_journal_knows_is_taken_from_its_namespace(kata: Kata, lab
     pod, _ = pair(lab)
     before = pod.dump()
     kata.detached("c1", bundle(kata, "b", pod, *SLEEP))
-    for word in ("supervisor", "shim", "qemu-system", "virtiofsd"):
-        for pid in kata.processes(word):
-            os.kill(pid, signal.SIGKILL)
+    for word in ("shim", "supervisor", "qemu-system", "virtiofsd"):  # first who would start another supervisor
+        kata.kill(word)
+    wait_until(lambda: not kata.processes(), "nothing runs")
     shutil.rmtree(kata.base / "s" / "journal")
     assert "ingress" in pod.tc("qdisc", "show")
     kata("recover", "--apply", "--orphans", "kill", "--reason", "the disk was replaced")

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,15 @@ class Kata:
                 found.append(int(entry))
         return found
 
+    def kill(self, *words: str, number: int = signal.SIGKILL) -> list[int]:
+        """Send a signal to every such process; their pids. One that has ended by itself in the meantime, as virtiofsd does
+        after its QEMU, needs none."""
+        found = self.processes(*words)
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        return found
+
 
 class Traces:
     """What could be left behind on a host. Differences with a snapshot taken before are leaks."""
@@ -218,11 +229,7 @@ def clean_up_by_force(kata: Kata) -> None:
 
 
 def kill_rest(kata: Kata) -> None:
-    for pid in kata.processes():
-        try:
-            os.kill(pid, 9)
-        except ProcessLookupError:
-            pass
+    kata.kill()
     mounts = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     for point in sorted((point for point in mounts if point.startswith(str(kata.base))), reverse=True):
         subprocess.run(["umount", "-l", point], check=False, stderr=sys.stderr)
