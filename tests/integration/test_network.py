@@ -273,13 +273,16 @@ def test_the_network_is_watched_where_that_is_wanted(kata: Kata, lab: Lab, tmp_p
     def interfaces() -> set[str]:
         return {each["Name"] for each in json.loads(kata("network", "list-ifaces", "c1").stdout)}
 
+    def addresses() -> str:
+        return guest(kata, "c1", "/bin/ip", "addr")
+
     def move_in(device: str, number: int) -> None:
         lab.wire(pod, device, out, f"up{number}")
         pod.address(device, f"10.63.{number}.2/24")
         out.address(f"up{number}", f"10.63.{number}.1/24")
 
     move_in("eth1", 1)
-    wait_until(lambda: "eth1" in interfaces(), "the guest has eth1")
+    wait_until(lambda: "10.63.1.2/24" in addresses(), "the guest has eth1, with its address")
     assert pings(kata, "c1", "10.63.1.1")
     (supervisor,) = kata.processes("supervisor", "c1")
     os.kill(supervisor, signal.SIGKILL)
@@ -340,11 +343,11 @@ def test_killed_while_the_network_is_changed(kata: Kata, lab: Lab, tmp_path: Pat
         kata.kill("supervisor", "c1")
         adding.communicate(timeout=LIMIT_S)
 
-    def there() -> bool:  # what was begun is finished by the next supervisor
-        listed = json.loads(kata("network", "list-ifaces", "c1").stdout)
-        return "eth1" in [each["Name"] for each in listed]
+    def finished() -> bool:  # by the next supervisor, which begins by taking back what is half done
+        return ("outcome", "network.change") in [(each["lane"], each["what"]) for each in kata.story("c1")]
 
-    wait_until(there, "the guest has eth1")
+    wait_until(finished, "what was begun is finished")
+    assert "eth1" in [each["Name"] for each in json.loads(kata("network", "list-ifaces", "c1").stdout)]
     assert pings(kata, "c1", "10.63.0.1")
     assert pings(kata, "c1", "10.61.0.1")
     kata("delete", "--force", "c1")
