@@ -32,7 +32,7 @@ def kill(kata: Kata, *words: str) -> None:
 
 
 def kill_guards(kata: Kata, name: str) -> None:
-    """Kill the shim first: it would start another supervisor. By the stream's name: another sandbox's uid may hold `name`."""
+    """Kill the shim first: it would start another supervisor. By stream: another sandbox's uid may hold `name`."""
     kill(kata, " shim ", f" {name}@")
     kill(kata, " supervisor ", f" {name}@")
 
