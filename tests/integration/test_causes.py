@@ -81,7 +81,7 @@ def test_a_panic_of_the_guest_is_told_by_its_panic_device(kata: Kata) -> None:
 
     The device's driver is loaded when nothing else wants the processor; before that the console alone tells of a panic.
     """
-    driver = "until [ -d /sys/module/pvpanic_mmio ]; do sleep 0.1; done"
+    driver = 'until [ "$(cat /sys/module/pvpanic_mmio/initstate 2>/dev/null)" = live ]; do sleep 0.1; done'
     cause = ended_by_the_kernel(kata, "c", driver)
     assert cause["kind"] == "guest_panic"
     assert "sysrq triggered crash" in cause["message"]
