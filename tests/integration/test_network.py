@@ -402,7 +402,7 @@ def test_a_running_pod_survives_its_supervisor_and_cleans_up_after_qemu(kata: Ka
     (supervisor,) = kata.processes("supervisor", "c1")
     os.kill(supervisor, signal.SIGKILL)
     assert pings(kata, "c1", "10.61.0.1")
-    (supervisor,) = kata.processes("supervisor", "c1")
+    supervisor = kata.process("supervisor", "c1")
     (shim,) = kata.processes("shim", "c1")
     here, *those = (os.readlink(f"/proc/{each}/ns/net") for each in ("self", supervisor, shim))
     # The shim, which is where engines look for the pod's, has started the other, which is at home.

@@ -146,6 +146,12 @@ class Kata:
                 found.append(int(entry))
         return found
 
+    def process(self, *words: str) -> int:
+        """The pid of the one such process. While there are none or several it waits: one forks, becomes another program, or
+        leaves because it has found that another is there already."""
+        (pid,) = wait_until(lambda: len(found := self.processes(*words)) == 1 and found, f"one process of {words}")
+        return int(pid)
+
     def kill(self, *words: str, number: int = signal.SIGKILL) -> list[int]:
         """Send a signal to every such process; their pids. One that has ended by itself in the meantime, as virtiofsd does
         after its QEMU, needs none."""
