@@ -28,8 +28,8 @@ def cause_of(kata: Kata, name: str, machine: str = "sandbox", what: str = "stop"
 
 def unwatch(kata: Kata) -> None:
     """Kill who watches the machine of `c1`: first its shim, which would start another supervisor at once."""
-    for pid in [*kata.processes("shim", "c1"), *kata.processes("supervisor", "c1")]:
-        os.kill(pid, signal.SIGKILL)
+    kata.kill("shim", "c1")
+    kata.kill("supervisor", "c1")
 
 
 def run_and_end(kata: Kata, name: str, end: Any, *args: str, env: dict[str, str] | None = None, **changes: Any) -> int:
@@ -81,7 +81,7 @@ def test_a_panic_of_the_guest_is_told_by_its_panic_device(kata: Kata) -> None:
 
     The device's driver is loaded when nothing else wants the processor; before that the console alone tells of a panic.
     """
-    driver = "until [ -d /sys/module/pvpanic_mmio ]; do sleep 0.1; done"
+    driver = 'until [ "$(cat /sys/module/pvpanic_mmio/initstate 2>/dev/null)" = live ]; do sleep 0.1; done'
     cause = ended_by_the_kernel(kata, "c", driver)
     assert cause["kind"] == "guest_panic"
     assert "sysrq triggered crash" in cause["message"]
@@ -118,11 +118,7 @@ def test_a_container_over_its_memory_limit(kata: Kata) -> None:
 
 
 def test_a_lost_virtiofsd(kata: Kata) -> None:
-    def end() -> None:
-        for pid in kata.processes("virtiofsd"):
-            os.kill(pid, signal.SIGKILL)
-
-    assert run_and_end(kata, "c1", end) == 255
+    assert run_and_end(kata, "c1", lambda: kata.kill("virtiofsd")) == 255
     cause = cause_of(kata, "c1")
     assert (cause["kind"], cause["evidence"]["exit"]["signal"]) == ("virtiofsd_lost", 9)
 

@@ -69,8 +69,8 @@ def test_everything_of_a_sandbox_is_in_its_cgroup(kata: Kata, parent: str) -> No
     wait_until(lambda: not exists(supervisor), "the supervisor is gone")
     wait_until(lambda: kata.processes(" supervisor "), "the shim has started another")
     kata("exec", "box", "true")
-    (supervisor,) = kata.processes(" supervisor ")
-    assert all(supervisor in found for found in inside(path).values())
+    supervisor = kata.process(" supervisor ")
+    wait_until(lambda: all(supervisor in found for found in inside(path).values()), "it has gone where it belongs")
 
     kata("delete", "--force", "box")
     assert not any(os.path.exists(f"{each.point}{parent}/pod") for each in cgroup.hierarchies())

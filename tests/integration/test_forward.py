@@ -233,7 +233,11 @@ def test_a_namespace_that_is_only_lent_is_left_alone(kata: Kata, lab: Lab, tmp_p
     pod = lab.namespace("pod")
     bare = sockets(pod)
     kata.detached("c1", bundle(kata, "b", pod, "/bin/nc", "-ll", "-p", str(ECHO), "-e", "/bin/cat"))
-    assert "0.0.0.0:9000" in kata("exec", "c1", "/bin/netstat", "-ltn").stdout.replace(":::", "0.0.0.0:")
+
+    def listens() -> bool:
+        return "0.0.0.0:9000" in kata("exec", "c1", "/bin/netstat", "-ltn").stdout.replace(":::", "0.0.0.0:")
+
+    wait_until(listens, "the guest listens")
     assert not answers(pod.path, ECHO)
     assert sockets(pod) == bare
     kata("delete", "--force", "c1")

@@ -50,8 +50,7 @@ def test_what_is_killed_while_a_container_is_created_is_told(kata: Kata, words: 
     creating = create(kata, kata.bundle("b", *SLEEP))
     # The shim is the last of them to come; from then on everything is under way.
     wait_until(lambda: kata.processes("shim", "c1"), "the shim")
-    for pid in wait_until(lambda: kata.processes(*words), f"{words[0]} runs"):
-        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: kata.kill(*words), f"{words[0]} runs")
     code, said = outcome(creating)
     assert code == 1
     assert len(said.splitlines()) == 1

@@ -237,8 +237,7 @@ def test_a_command_line_killed_at_work_leaves_something_that_can_be_deleted(kata
 @pytest.mark.parametrize("role", ["supervisor", "shim", "virtiofsd", "qemu-system"])
 def test_a_stopped_process_does_not_keep_a_sandbox_from_being_deleted(kata: Kata, role: str) -> None:
     kata.detached("c1", kata.bundle("b", "/bin/sh", "-c", WORKLOAD))
-    for pid in kata.processes(role):
-        os.kill(pid, signal.SIGSTOP)
+    kata.kill(role, number=signal.SIGSTOP)
     assert kata("state", "c1").returncode == 0
     kata("delete", "--force", "c1")
     assert kata("journal", "verify").returncode == 0
@@ -266,9 +265,7 @@ def test_a_counted_stream_survives_twenty_killed_supervisors(kata: Kata) -> None
         while data := runner.stdout.read1(1 << 20):  # type: ignore[attr-defined]
             found += data
             if kills < KILLS and len(found) > (kills + 1) * step:
-                for pid in kata.processes("supervisor", "c1"):
-                    os.kill(pid, signal.SIGKILL)
-                    kills += 1
+                kills += len(kata.kill("supervisor", "c1"))
         assert runner.wait(LIMIT_S) == 0
     assert kills >= KILLS
     rest = bytes(found[: BLOCK - 9])

@@ -273,13 +273,16 @@ def test_the_network_is_watched_where_that_is_wanted(kata: Kata, lab: Lab, tmp_p
     def interfaces() -> set[str]:
         return {each["Name"] for each in json.loads(kata("network", "list-ifaces", "c1").stdout)}
 
+    def addresses() -> str:
+        return guest(kata, "c1", "/bin/ip", "addr")
+
     def move_in(device: str, number: int) -> None:
         lab.wire(pod, device, out, f"up{number}")
         pod.address(device, f"10.63.{number}.2/24")
         out.address(f"up{number}", f"10.63.{number}.1/24")
 
     move_in("eth1", 1)
-    wait_until(lambda: "eth1" in interfaces(), "the guest has eth1")
+    wait_until(lambda: "10.63.1.2/24" in addresses(), "the guest has eth1, with its address")
     assert pings(kata, "c1", "10.63.1.1")
     (supervisor,) = kata.processes("supervisor", "c1")
     os.kill(supervisor, signal.SIGKILL)
@@ -337,15 +340,14 @@ def test_killed_while_the_network_is_changed(kata: Kata, lab: Lab, tmp_path: Pat
     asked.write_text('{"Name": "eth1"}')
     with kata.spawn("network", "add-iface", "c1", str(asked), stderr=subprocess.PIPE) as adding:
         wait_until(lambda: len([name for name in pod.links() if name.startswith("k")]) > before, "a tap for eth1")
-        for pid in kata.processes("supervisor", "c1"):
-            os.kill(pid, signal.SIGKILL)
+        kata.kill("supervisor", "c1")
         adding.communicate(timeout=LIMIT_S)
 
-    def there() -> bool:  # what was begun is finished by the next supervisor
-        listed = json.loads(kata("network", "list-ifaces", "c1").stdout)
-        return "eth1" in [each["Name"] for each in listed]
+    def finished() -> bool:  # by the next supervisor, which begins by taking back what is half done
+        return ("outcome", "network.change") in [(each["lane"], each["what"]) for each in kata.story("c1")]
 
-    wait_until(there, "the guest has eth1")
+    wait_until(finished, "what was begun is finished")
+    assert "eth1" in [each["Name"] for each in json.loads(kata("network", "list-ifaces", "c1").stdout)]
     assert pings(kata, "c1", "10.63.0.1")
     assert pings(kata, "c1", "10.61.0.1")
     kata("delete", "--force", "c1")
@@ -379,15 +381,14 @@ def test_killed_while_the_network_comes_up(kata: Kata, lab: Lab, victim: str, wh
     made = bundle(kata, "b", pod, *SLEEP)
     creating = kata.spawn("create", "--bundle", str(made), "c1", stderr=subprocess.PIPE)
 
-    def due() -> list[int]:
+    def killed_in_time() -> list[int]:
         reached = any(name.startswith("k") for name in pod.links())
         if when == "plugged":
             reached = reached and "nic1" in kata("replay", "c1", check=False).stdout
-        return kata.processes(victim) if reached else []
+        return kata.kill(victim) if reached else []
 
     with creating:
-        for pid in wait_until(due, f"{victim} has {when}"):
-            os.kill(pid, signal.SIGKILL)
+        wait_until(killed_in_time, f"{victim} has {when}")
         creating.communicate(timeout=LIMIT_S)
     kata("delete", "--force", "c1")
     assert laboratory.changes(before, pod.dump()) == ""
@@ -401,7 +402,7 @@ def test_a_running_pod_survives_its_supervisor_and_cleans_up_after_qemu(kata: Ka
     (supervisor,) = kata.processes("supervisor", "c1")
     os.kill(supervisor, signal.SIGKILL)
     assert pings(kata, "c1", "10.61.0.1")
-    (supervisor,) = kata.processes("supervisor", "c1")
+    supervisor = kata.process("supervisor", "c1")
     (shim,) = kata.processes("shim", "c1")
     here, *those = (os.readlink(f"/proc/{each}/ns/net") for each in ("self", supervisor, shim))
     # The shim, which is where engines look for the pod's, has started the other, which is at home.
@@ -418,9 +419,9 @@ def test_a_pod_that_no_journal_knows_is_taken_from_its_namespace(kata: Kata, lab
     pod, _ = pair(lab)
     before = pod.dump()
     kata.detached("c1", bundle(kata, "b", pod, *SLEEP))
-    for word in ("supervisor", "shim", "qemu-system", "virtiofsd"):
-        for pid in kata.processes(word):
-            os.kill(pid, signal.SIGKILL)
+    for word in ("shim", "supervisor", "qemu-system", "virtiofsd"):  # first who would start another supervisor
+        kata.kill(word)
+    wait_until(lambda: not kata.processes(), "nothing runs")
     shutil.rmtree(kata.base / "s" / "journal")
     assert "ingress" in pod.tc("qdisc", "show")
     kata("recover", "--apply", "--orphans", "kill", "--reason", "the disk was replaced")

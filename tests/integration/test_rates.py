@@ -55,6 +55,7 @@ def passed(kata: Kata, out: Namespace, name: str, *, inward: bool) -> float:
         made = socket.socket()
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.settimeout(LIMIT_S)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)  # so little may come before it is looked at
         made.bind((OUTSIDE, PORT))
         made.listen(1)
         return made
@@ -70,7 +71,8 @@ def passed(kata: Kata, out: Namespace, name: str, *, inward: bool) -> float:
             else:
                 received = 0
                 while received < BYTES:
-                    received += len(accepted.recv(1 << 16))
+                    received += len(data := accepted.recv(1 << 16))
+                    assert data, f"it ended after {received} of {BYTES} bytes"
                 took = time.monotonic() - began
         said, _ = verb.communicate(timeout=LIMIT_S)
         if inward:

@@ -25,18 +25,16 @@ PENDING = 9
 
 def kill(kata: Kata, *words: str) -> None:
     """SIGKILL every process of this installation whose command line holds `words`, and see it gone."""
-    pids = kata.processes(*words)
+    pids = kata.kill(*words)
     assert pids, f"no process of {words}"
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
     for pid in pids:
         wait_until(lambda pid=pid: not exists(pid), f"process {pid} is gone")
 
 
 def kill_guards(kata: Kata, name: str) -> None:
-    """Kill the shim first: it would start another supervisor."""
-    kill(kata, "shim", name)
-    kill(kata, "supervisor", name)
+    """Kill the shim first: it would start another supervisor. By stream: another sandbox's uid may hold `name`."""
+    kill(kata, " shim ", f" {name}@")
+    kill(kata, " supervisor ", f" {name}@")
 
 
 def head(kata: Kata) -> int:
@@ -129,8 +127,7 @@ def test_after_a_reboot_ids_are_free_and_exit_codes_are_kept(kata: Kata) -> None
     kata.detached("c2", kata.bundle("c2", "/bin/sh", "-c", "exit 7"))
     wait_until(lambda: kata.status("c2") == "stopped", "c2 has exited")
     for word in ("shim", "supervisor", "qemu-system", "virtiofsd"):
-        for pid in kata.processes(word):
-            os.kill(pid, signal.SIGKILL)
+        kata.kill(word)
     wait_until(lambda: not kata.processes(), "nothing runs")
     forget_the_host(kata)
     boot = ("/proc/sys/kernel/random/boot_id", "11111111-2222-3333-4444-555555555555")

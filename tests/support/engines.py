@@ -237,7 +237,7 @@ class Typist:
 @contextmanager
 def clean(engine: Engine, word: str, tidy: Callable[[], None]) -> Iterator[None]:
     """After the block, and after `tidy`, nothing may be left: neither of ours, nor a cgroup named like `word`."""
-    traces = Traces(engine.base, engine.enclosure.pid if engine.enclosure else "self")
+    traces = Traces(engine.base, engine.enclosure.pid if engine.enclosure else "self", of_engine=True)
     before, cgroups = traces.snapshot(), _cgroups_named(word, engine.base)
     running = set(engine.kata.processes())
     try:

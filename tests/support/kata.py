@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMAND = ROOT / ".venv" / "bin" / "kata-fsm"
 LIMIT_S = 120.0  # for one command; a boot takes about 2 s on an idle machine
 GONE_S = 15.0  # for what ends by itself after the command that asked for it
+ENGINES_NAMESPACES = ("cni-", "netns-")  # as containerd's CRI plugin and podman begin their names
 
 
 def wait_until(condition: Callable[[], Any], what: str, limit_s: float = LIMIT_S) -> Any:
@@ -143,13 +146,30 @@ class Kata:
                 found.append(int(entry))
         return found
 
+    def process(self, *words: str) -> int:
+        """The pid of the one such process. While there are none or several it waits: one forks, becomes another program, or
+        leaves because it has found that another is there already."""
+        (pid,) = wait_until(lambda: len(found := self.processes(*words)) == 1 and found, f"one process of {words}")
+        return int(pid)
+
+    def kill(self, *words: str, number: int = signal.SIGKILL) -> list[int]:
+        """Send a signal to every such process; their pids. One that has ended by itself in the meantime, as virtiofsd does
+        after its QEMU, needs none."""
+        found = self.processes(*words)
+        for pid in found:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        return found
+
 
 class Traces:
     """What could be left behind on a host. Differences with a snapshot taken before are leaks."""
 
-    def __init__(self, base: Path, where: int | str = "self") -> None:
-        """`where`: the pid of a process that is in the namespaces to look at."""
+    def __init__(self, base: Path, where: int | str = "self", *, of_engine: bool = False) -> None:
+        """`where`: the pid of a process that is in the namespaces to look at. `of_engine`: whether to look at what an engine
+        makes; else it is somebody else's, as containerd's CRI plugin is tested on this very host."""
         self.base = str(base)
+        self.others = () if of_engine else ENGINES_NAMESPACES
         self.where = Path(f"/proc/{where}")
 
     def snapshot(self) -> dict[str, set[str]]:
@@ -163,9 +183,12 @@ class Traces:
             "link": {name for line in links.splitlines() if not is_of_others(name := line.split(":")[1].strip())},
             "mount": {line.split(" ")[4] for line in mounts if self.base in line},
             "socket": {line.split()[-1] for line in sockets if self.base in line},
-            "namespace": {name for name in os.listdir(named) if not is_of_others(name)} if named.is_dir() else set(),
+            "namespace": {name for name in os.listdir(named) if self._counts(name)} if named.is_dir() else set(),
             "cgroup": self._cgroups(),
         }
+
+    def _counts(self, namespace: str) -> bool:
+        return not is_of_others(namespace) and not namespace.startswith(self.others)
 
     def _cgroups(self) -> set[str]:
         """The cgroups of this installation's sandboxes: they are named by uid, so other installations do not count."""
@@ -189,20 +212,27 @@ class Traces:
 
 
 def leaks(kata: Kata, traces: Traces, before: dict[str, set[str]]) -> list[str]:
+    """What is left now. It is asked while the last of it goes, so any of it may vanish while it is looked at."""
     after = traces.snapshot()
     left = [f"{kind} {name}" for kind in after for name in sorted(after[kind] - before[kind])]
-    left += [f"process {pid}: {Path(f'/proc/{pid}/cmdline').read_bytes()!r}" for pid in kata.processes() if exists(pid)]
+    left += [f"process {pid}: {line!r}" for pid in kata.processes() if (line := command_line(pid))]
     for top in (kata.base / "r", kata.base / "s" / "logs"):
-        paths = top.rglob("*") if top.exists() else ()
-        left += [f"directory {path}" for path in paths if "rootfs" not in path.parent.parts]
+        for where, directories, files in os.walk(top):
+            inside = [] if "rootfs" in where.split("/") else [*directories, *files]
+            left += [f"directory {where}/{name}" for name in inside]
     return left
 
 
-def exists(pid: int) -> bool:
+def command_line(pid: int) -> bytes:
+    """The command line of a process; empty when it is gone, or a zombie."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
-        return False
+        return b""
+
+
+def exists(pid: int) -> bool:
+    return command_line(pid) != b""
 
 
 def clean_up_by_force(kata: Kata) -> None:
@@ -211,11 +241,7 @@ def clean_up_by_force(kata: Kata) -> None:
 
 
 def kill_rest(kata: Kata) -> None:
-    for pid in kata.processes():
-        try:
-            os.kill(pid, 9)
-        except ProcessLookupError:
-            pass
+    kata.kill()
     mounts = [line.split(" ")[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     for point in sorted((point for point in mounts if point.startswith(str(kata.base))), reverse=True):
         subprocess.run(["umount", "-l", point], check=False, stderr=sys.stderr)

@@ -52,11 +52,15 @@ class Namespace:
         self.ip("link", "set", "dev", device, "up")
 
     def settle(self, *devices: str) -> None:
-        """Wait until the kernel has given each its link-local address, which it does when both ends are up."""
+        """Wait until the kernel has given each its link-local address, which it does when both ends are up, and is done with
+        it: that of an address that is still tentative has routes to come."""
+
+        def settled(device: str) -> bool:
+            shown = self.ip("-6", "addr", "show", "dev", device)
+            return "fe80:" in shown and "tentative" not in shown
+
         for device in devices:
-            wait_until(
-                lambda device=device: "fe80:" in self.ip("-6", "addr", "show", "dev", device), f"`{device}` is up"
-            )
+            wait_until(lambda device=device: settled(device), f"`{device}` is up")
 
     def inside(self, work: Any) -> Any:
         """What `work` answers in a thread inside: a socket made there stays there."""
