@@ -38,6 +38,10 @@ class Place:
         path.mkdir(exist_ok=True)
         return path
 
+    def mounts(self) -> list[mounts.Mount]:
+        """What is mounted in it. The rest of the host's table changes while tests run beside."""
+        return mounts.below(self.top)
+
 
 def _processes_about(text: str) -> list[str]:
     found = []

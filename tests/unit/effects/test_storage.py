@@ -46,7 +46,7 @@ def intent(place):
 
 
 async def test_prepare_shows_and_discard_removes_everything(place, shared, intent):
-    before = mounts.table()
+    before = place.mounts()
     prepare = storage.ContainerPrepare(place.paths)
     assert (await prepare.probe(intent)).done is False
     result = await prepare.perform(intent)
@@ -72,7 +72,7 @@ async def test_prepare_shows_and_discard_removes_everything(place, shared, inten
     await discard.perform(intent)
     assert (await discard.probe(intent)).done is True
     assert not any(os.path.exists(os.path.dirname(entry["path"])) for entry in result["cgroups"])
-    assert mounts.table() == before
+    assert place.mounts() == before
     assert (place.work / "volume/new").read_text() == "by the guest"
     assert (place.work / "one file").read_text() == "file"
 
@@ -94,11 +94,11 @@ async def test_perform_again_after_half_of_it(place, shared, intent):
 @pytest.mark.parametrize(("missing", "what"), [("rootfs", "rootfs"), ("one file", "m1")])
 async def test_a_missing_source_leaves_nothing(place, shared, intent, missing, what):
     os.rename(place.work / missing, place.work / "gone")
-    before = mounts.table()
+    before = place.mounts()
     wanted = f"^cannot bind `{place.work}/{missing}` on `{place.paths.shared}/c1/{what}`: No such file or directory$"
     with pytest.raises(errors.EffectError, match=wanted):
         await storage.ContainerPrepare(place.paths).perform(intent)
-    assert mounts.table() == before
+    assert place.mounts() == before
     assert not os.path.exists(place.paths.container_tree("c1"))
     path = intent.params["cgroups_path"]
     assert not any(os.path.exists(each.point + os.path.dirname(path)) for each in cgroup.hierarchies())
@@ -160,7 +160,7 @@ async def test_stragglers_are_moved_out_of_the_cgroup(place, shared, intent):
 async def test_a_source_whose_server_hangs_is_named_and_given_up(place, shared, intent, monkeypatch, until):
     """Nothing is mounted, neither then nor when the server's end lets go of whoever was left behind."""
     monkeypatch.setattr(limits, "HOST_CALL_S", 0.3)
-    before, threads = mounts.table(), threading.active_count()
+    before, threads = place.mounts(), threading.active_count()
     (place.work / "hung").mkdir()
     intent.params["mounts"].append({**intent.params["mounts"][0], "index": 5, "source": str(place.work / "hung")})
     prepare = storage.ContainerPrepare(place.paths)
@@ -171,5 +171,5 @@ async def test_a_source_whose_server_hangs_is_named_and_given_up(place, shared, 
         await prepare.undo(intent)
         assert (await prepare.probe(intent)).done is False
     await until(lambda: threading.active_count() <= threads + 1)
-    assert mounts.table() == before
+    assert place.mounts() == before
     assert list(shared.iterdir()) == []
