@@ -6,6 +6,7 @@ crun: that program has crun's command line, pid file, console socket and start f
 talks to an agent in a virtual machine, over the socket of its serial port.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -167,7 +168,8 @@ class AgentProcess:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         pids = [int(pid) for pid in children.read_text().split()]
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # the agent has reaped it meanwhile
+                os.kill(pid, signal.SIGKILL)
         self.process.kill()
         return self.process.communicate()[1]
 
