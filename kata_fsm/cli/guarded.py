@@ -25,7 +25,8 @@ def guarded(work: Callable[[], int]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.getpid()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)  # what comes before it can be forwarded waits until then
+    # What comes before it can be forwarded waits until it can.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     child = os.fork()
     if child == 0:
         code = 1
