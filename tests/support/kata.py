@@ -143,6 +143,10 @@ class Kata:
                 found.append(int(entry))
         return found
 
+    def the_one(self, *words: str) -> int:
+        """The pid of the only such process. It may be about to be left alone: one that ends, or has just been forked."""
+        return int(wait_until(lambda: len(pids := self.processes(*words)) == 1 and pids[0], f"one process of {words}"))
+
 
 class Traces:
     """What could be left behind on a host. Differences with a snapshot taken before are leaks."""
