@@ -25,11 +25,14 @@ def guarded(work: Callable[[], int]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.getpid()
+    # What comes before it can be forwarded waits until it can.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     child = os.fork()
     if child == 0:
         code = 1
         try:
             _end_with(parent)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             code = work()
             sys.stdout.flush()
         except SystemExit as done:  # argparse, after it has printed its help
@@ -41,6 +44,7 @@ def guarded(work: Callable[[], int]) -> int:
             os._exit(code)
     for number in _FORWARDED:
         signal.signal(number, lambda number, _: os.kill(child, number))
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:

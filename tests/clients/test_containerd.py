@@ -43,7 +43,7 @@ def test_run(containerd: Containerd, tmp_path: Path) -> None:
 def test_terminal(containerd: Containerd) -> None:
     typist = Typist(containerd, *containerd.run_argv("tty", "--rm", "--tty", command=("sh",)), rows=29, columns=91)
     typist.read_until("# ")
-    typist.type("stty size; exit 5\r")
+    typist.type(f"{typist.sized}; stty size; exit 5\r")
     typist.read_until(r"29 91\r+\n")
     assert typist.close() == 5
 
@@ -104,8 +104,7 @@ def test_failures(containerd: Containerd) -> None:
 @feature("recovery: containerd's shim killed")
 def test_a_killed_shim(containerd: Containerd) -> None:
     begin(containerd, "box")
-    (shim,) = containerd.kata.processes("containerd-shim-runc-v2", "box")
-    os.kill(shim, signal.SIGKILL)
+    os.kill(containerd.kata.process("containerd-shim-runc-v2", "box"), signal.SIGKILL)
     wait_until(
         lambda: not containerd.kata.processes("qemu-system"), "containerd has it deleted, and the machine is gone"
     )

@@ -88,7 +88,8 @@ def test_a_container_is_restarted_in_its_pod(cri: Cri) -> None:
     crashed = pod.run("main", "sh", "-c", "exit 3")
     assert crashed.wait() == 3
     crashed.remove()
-    polite = pod.run("main", "sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.1; done", attempt=1)
+    polite = pod.run("main", "sh", "-c", "trap 'exit 7' TERM; echo up; while :; do sleep 0.1; done", attempt=1)
+    wait_until(lambda: polite.lines() == [("stdout", "up")], "it listens")
     polite.stop(60)
     assert polite.wait() == 7
     deaf = pod.run("main", "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done", attempt=2)
@@ -148,7 +149,7 @@ def test_streams(cri: Cri) -> None:
         attached.read_until(STDOUT, b"42")
         attached.read_all()
     assert shell.wait() == 8
-    assert ("stdout", "got two") in echo.lines()
+    wait_until(lambda: ("stdout", "got two") in echo.lines(), "the log has it too")
 
 
 @feature("shared pid namespace", "pid namespace of another container")
@@ -191,7 +192,7 @@ def test_limits_and_stats(cri: Cri) -> None:
         assert of_host.read_text() == f"{with_room(70000)}\n"
     stats = main.stats()
     assert stats.memory.working_set_bytes.value > 0
-    (qemu,) = cri.kata.processes("qemu-system")
+    qemu = cri.kata.process("qemu-system")
     assert f"{cri.parent}/limits/{pod.id}" in Path(f"/proc/{qemu}/cgroup").read_text()
     whole = pod.stats()
     assert [each.attributes.id for each in whole.containers] == [main.id]
@@ -271,7 +272,7 @@ def test_the_hosts_network_is_refused(cri: Cri) -> None:
 def test_a_killed_machine_is_told(cri: Cri) -> None:
     pod = cri.pod("dies")
     main = pod.run("main", *SLEEP)
-    (qemu,) = cri.kata.processes("qemu-system")
+    qemu = cri.kata.process("qemu-system")
     os.kill(qemu, signal.SIGKILL)
     assert main.wait() == 255  # nobody knows the true one
     wait_until(lambda: pod.status().state == messages().SANDBOX_NOTREADY, "the pod is not ready any more")
@@ -282,12 +283,15 @@ def test_a_killed_machine_is_told(cri: Cri) -> None:
 @feature("recovery: supervisor killed", "recovery: containerd restarted")
 def test_recovery(cri: Cri) -> None:
     pod = cri.pod("kills")
-    main = pod.run("main", "sh", "-c", "while ! [ -e /tmp/end ]; do sleep 0.1; done; echo over; exit 9")
-    (supervisor,) = cri.kata.processes(" supervisor ", pod.id)
+    shared = messages().Mount(container_path="/shared", host_path=str(pod.logs))
+    script = "while ! [ -e /shared/end ]; do sleep 0.1; done; echo over; exit 9"
+    main = pod.run("main", "sh", "-c", script, mounts=[shared])
+    supervisor = cri.kata.process(" supervisor ", pod.id)
     os.kill(supervisor, signal.SIGKILL)
     wait_until(lambda: not exists(supervisor), "the supervisor is gone")  # what it was asked before, it fails
     assert main.shell("echo alive") == "alive\n"
     cri.restart()
-    assert main.shell("touch /tmp/end; echo still") == "still\n"
+    assert main.shell("echo still") == "still\n"
+    (pod.logs / "end").touch()  # by nobody in there, who would be killed with it
     assert main.wait() == 9
     assert main.lines() == [("stdout", "over")]

@@ -32,10 +32,6 @@ def begin(podman: Podman, name: str, script: str, *options: str) -> int:
     return int(podman.inspect(name)["State"]["Pid"])
 
 
-def only(pids: list[int]) -> list[int]:
-    return pids if len(pids) == 1 else []
-
-
 @pytest.fixture
 def box(podman: Podman) -> Iterator[int]:
     yield begin(podman, "box", UNTIL_TOLD, "--memory=128m", "-v=store:/store")
@@ -55,7 +51,7 @@ def test_exec(podman: Podman, box: int) -> None:
     wait_until(lambda: podman("exec", "box", "ls", "/tmp").stdout == "done\n", "the detached process has run")
     typist = Typist(podman, "exec", "-it", "box", "sh", rows=33, columns=99)
     typist.read_until("# ")
-    typist.type("stty size; exit 6\r")
+    typist.type(f"{typist.sized}; stty size; exit 6\r")
     typist.read_until(r"33 99\r\n")
     assert typist.close() == 6
 
@@ -128,11 +124,9 @@ def test_what_watches_it_is_killed(podman: Podman, box: int) -> None:
     wait_until(lambda: podman.kata.processes("attach"), "podman is attached")
     watcher.kill()
     watcher.wait()
-    (supervisor,) = podman.kata.processes("supervisor")
-    os.kill(supervisor, signal.SIGKILL)
+    os.kill(podman.kata.process("supervisor"), signal.SIGKILL)
     assert podman("exec", "box", "echo", "still here").stdout == "still here\n"
-    (conmon,) = wait_until(lambda: only(podman.kata.processes("conmon", "box")), "that of the exec has ended")
-    os.kill(conmon, signal.SIGKILL)
+    os.kill(podman.kata.process("conmon", "box"), signal.SIGKILL)  # that of the exec ends
     assert podman("exec", "box", "echo", "even now").stdout == "even now\n"
     podman(
         "kill", "box", check=False

@@ -120,7 +120,7 @@ def test_limits_hold_on_the_host(podman: Podman) -> None:
         pytest.skip("this host has cgroups of version 2, whose files have other names")
     options = ("--memory=64m", "--cpus=0.5", "--cpu-shares=300", "--cpuset-cpus=0", "--cpuset-mems=0")
     podman.run("-d", "--name=box", *options, command=["sleep", "1000"])
-    (qemu,) = podman.kata.processes("qemu-system")
+    qemu = podman.kata.process("qemu-system")
 
     def found() -> list[str]:
         return [limited(qemu, name) for name in ("cpuset.cpus", "cpuset.mems", "cpu.shares", "cpu.cfs_quota_us")]
@@ -164,7 +164,7 @@ def test_terminal(podman: Podman) -> None:
     options = ("--network=none", "-it", "--name=tty", "--detach-keys=ctrl-q")
     typist = Typist(podman, "run", *options, "localhost/bb:latest", rows=31, columns=97)
     typist.read_until("# ")
-    typist.type("stty size; tty; test -t 2 && echo a-terminal\r")
+    typist.type(f"{typist.sized}; stty size; tty; test -t 2 && echo a-terminal\r")
     typist.read_until(r"31 97\r\n/dev/\S+\r\na-terminal\r\n")
     typist.type("\x11")
     assert typist.close() == 0

@@ -25,8 +25,7 @@ def times_up(podman: Podman, name: str) -> int:
 
 
 def kill_machine(podman: Podman) -> None:
-    (machine,) = podman.kata.processes("qemu-system")
-    os.kill(machine, signal.SIGKILL)
+    os.kill(podman.kata.process("qemu-system"), signal.SIGKILL)
 
 
 @feature("--restart on-failure:N", "--restart always", "--restart: machine killed")

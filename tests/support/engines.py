@@ -201,6 +201,8 @@ class Typist:
 
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self.sized = f"until [ \"$(stty size)\" = '{rows} {columns}' ]; do sleep 0.1; done"
+        """A line of shell that ends when the guest's terminal is as large: some clients tell of that after the start."""
         self.process = engine.popen(*args, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
         os.close(slave)
         self.text = ""

@@ -91,8 +91,11 @@ class Namespace:
 
 
 def _still(link: dict[str, Any]) -> dict[str, Any]:
-    """A link without what changes by itself."""
+    """A link without what changes by itself. That a tap has no carrier is noticed by the kernel within a second."""
     info = link.get("linkinfo", {})
+    if info.get("info_kind") == "tun":
+        link.pop("operstate", None)
+        link["flags"] = [flag for flag in link.get("flags", []) if flag != "NO-CARRIER"]
     for each in (link, info.get("info_data", {}), info.get("info_slave_data", {})):
         for name in [name for name in each if name.startswith("stats") or name.endswith("timer")]:
             del each[name]

@@ -27,7 +27,7 @@ from kata_fsm.machines.vocab import CreateSandbox
 from kata_fsm.runtime import Runtime
 from kata_fsm.world import World
 
-LIMIT_S = 10.0  # for anything that is waited for; reached only when a test fails
+LIMIT_S = 30.0  # for anything that is waited for; reached only when a test fails
 UID = "0123456789ab"
 BOX = "box"
 STREAM = f"{BOX}@{UID}"

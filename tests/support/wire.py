@@ -22,11 +22,13 @@ LIMIT_S = 60.0
 HTTP, DIGEST = 80, 81  # the servers' ports
 
 SERVE = (
-    f"mkdir /srv; head -c {SIZE} /dev/urandom >/srv/data; sha256sum </srv/data;"
-    f"httpd -p '[::]:{HTTP}' -h /srv; nc -ll -p {DIGEST} -e sha256sum"
+    f"mkdir /srv; head -c {SIZE} /dev/urandom >/srv/data;"
+    f"httpd -p '[::]:{HTTP}' -h /srv; nc -ll -p {DIGEST} -e sha256sum &"
+    f'for port in {HTTP} {DIGEST}; do until netstat -tln | grep -q ":$port "; do sleep 0.1; done; done;'
+    "sha256sum </srv/data; wait"
 )
 """A script that says the digest of what it gives away on `HTTP`, and answers on `DIGEST` with the digest of what it is sent.
-Both take IPv4 and IPv6."""
+Both take IPv4 and IPv6, and listen before it says anything."""
 
 
 def digest_fetched(address: str, port: int) -> str:

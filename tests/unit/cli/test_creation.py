@@ -80,11 +80,11 @@ def test_what_never_answers_is_named_and_the_command_ends(
     dead = tmp_path / "dead"
     dead.mkdir()
     stubbed.add("other", status="running", state="running")
-    code = "from kata_fsm import limits; limits.HOST_CALL_S = 0.3; from kata_fsm.cli.main import console_main as main"
+    code = "from kata_fsm import limits; limits.HOST_CALL_S = 2.0; from kata_fsm.cli.main import console_main as main"
     argv = [sys.executable, "-c", f"{code}; main()", "--root", str(stubbed.root), verb, option, str(dead), box]
     with hung.mounted(dead):
         done = subprocess.run(argv, env=stubbed.environment, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
-    assert f"`{dead}` did not answer within 0.3 s: the server of its file system hangs" in done.stderr
+    assert f"`{dead}` did not answer within 2 s: the server of its file system hangs" in done.stderr
     assert done.returncode == 1
 
 

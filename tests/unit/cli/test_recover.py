@@ -131,9 +131,9 @@ def test_one_that_hangs_fails_or_dies_holds_up_nobody() -> None:
 
     begun = time.monotonic()
     works = [_sleep, answer(1), _fail, _die, *(answer(number) for number in range(4, 12))]
-    answers = side_by_side(works, at_once=2, limit_s=1.0)
-    assert time.monotonic() - begun < 20
-    assert "did not come to an end within 1 s" in answers[0]["error"]
+    answers = side_by_side(works, at_once=2, limit_s=4.0)
+    assert time.monotonic() - begun < 40
+    assert "did not come to an end within 4 s" in answers[0]["error"]
     assert answers[2] == {"error": "ValueError: no"}
     assert "ended without an answer" in answers[3]["error"]
     assert [a for a in answers if "ok" in a] == [{"ok": number} for number in (1, *range(4, 12))]

@@ -11,12 +11,14 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from kata_fsm.argv import argv_of
 from kata_fsm.effects import mounts
+from kata_fsm.effects.bounded import Bounded
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.world import Paths
 from tests.support.held import pod as pod
@@ -37,6 +39,10 @@ class Place:
         path = Path(self.top, "work")
         path.mkdir(exist_ok=True)
         return path
+
+    def mounts(self) -> list[mounts.Mount]:
+        """What is mounted in it. The rest of the host's table changes while tests run beside."""
+        return mounts.below(self.top)
 
 
 def _processes_about(text: str) -> list[str]:
@@ -124,9 +130,26 @@ def tiny(place: Place) -> Callable[..., HypervisorSettings]:
 def until() -> Callable[..., object]:
     """Wait for a condition, at most `limit_s` seconds."""
 
-    async def wait(condition: Callable[[], object], limit_s: float = 10.0) -> None:
+    async def wait(condition: Callable[[], object], limit_s: float = 60.0) -> None:
         with trio.fail_after(limit_s):
             while not condition():
                 await trio.sleep(0.005)
 
     return wait
+
+
+@pytest.fixture
+def all_back(monkeypatch: pytest.MonkeyPatch, until: Callable[..., Any]) -> Callable[[], Any]:
+    """Wait until no thread is left behind with work on the host, nor with what it does late."""
+    busy: list[Bounded] = []
+    real = Bounded._in_thread
+
+    def noted(self: Bounded, *how: Any) -> Any:
+        busy.append(self)
+        try:
+            return real(self, *how)
+        finally:
+            busy.remove(self)
+
+    monkeypatch.setattr(Bounded, "_in_thread", noted)
+    return lambda: until(lambda: not busy)

@@ -96,7 +96,7 @@ def test_the_scope_that_systemd_is_asked_for(given: str, scope: tuple[str, str] 
         assert cgroup.resolve(given, "box", "u").endswith("/" + "/".join([scope[0], scope[1]]))
 
 
-async def test_a_cgroup_that_does_not_answer_is_named_and_what_is_made_late_is_removed(place, monkeypatch, until):
+async def test_a_cgroup_that_does_not_answer_is_named_and_what_is_made_late_is_removed(place, monkeypatch, all_back):
     go_on, real, path = threading.Event(), os.mkdir, f"/kata-fsm-test-{os.getpid()}/late"
 
     def slow(directory, *how):
@@ -105,12 +105,11 @@ async def test_a_cgroup_that_does_not_answer_is_named_and_what_is_made_late_is_r
 
     monkeypatch.setattr(limits, "HOST_CALL_S", 0.3)
     monkeypatch.setattr(cgroup.os, "mkdir", slow)
-    threads = threading.active_count()
     with pytest.raises(errors.TimeoutExceeded, match=rf"making cgroup `{path}` did not end within 0.3 s") as told:
         await cgroup.created(path, place.paths.uid)
     assert told.value.phase == "cgroup"
     go_on.set()
-    await until(lambda: threading.active_count() <= threads + 1)
+    await all_back()
     assert not cgroup.find(path, place.paths.uid)
     assert not cgroup.find(os.path.dirname(path), place.paths.uid)
 

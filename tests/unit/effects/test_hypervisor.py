@@ -33,7 +33,8 @@ async def monitor(place):
     await monitor.aclose()
 
 
-async def test_launch_probe_stop(place, tiny, monitor, until):
+async def test_launch_probe_stop(place, tiny, monitor, until, monkeypatch):
+    monkeypatch.setattr(limits, "VM_STOP_GRACE_S", 60.0)  # nobody forces it because the host is busy
     launch, stop = HypervisorLaunch(place.paths, tiny(), monitor), HypervisorStop(place.paths, tiny(), monitor)
     assert (await launch.probe(LAUNCH)).done is False
     result = await launch.perform(LAUNCH)
@@ -68,7 +69,7 @@ async def watched(place, settings, monitor, act, until):
     async def watch() -> None:
         evidence.update(await launch.watch(identity))
 
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch)
             await until(lambda: monitor.connected)
@@ -312,7 +313,8 @@ async def test_a_flooded_console_stays_bounded(place, tiny, monitor, until, monk
             file.write(b"y" * limits.CONSOLE_LOG_BYTES_MAX)
         await until(lambda: console.stat().st_size < limits.CONSOLE_LOG_BYTES_MAX // 2)
         cut = console.stat().st_size
-        await until(lambda: console.stat().st_size > cut)
+        # More than a line: of the one that was begun before `y` nobody can say where it began.
+        await until(lambda: console.stat().st_size > cut + 1000)
         process.kill(identity, signal.SIGKILL)
 
     evidence = await watched(place, settings, monitor, wait, until)
@@ -327,12 +329,12 @@ async def test_monitor_replies_refusals_events_and_loss(place, tiny, monitor, un
         await monitor.command("device_del", {"id": "none"})
     await monitor.command("stop")
     await monitor.command("cont")
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         assert (await monitor.events.receive())["event"] == "STOP"
         assert (await monitor.events.receive())["event"] == "RESUME"
     lost = monitor.lost
     await process.kill_and_wait(identity)
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await lost.wait()
     assert not monitor.connected
     with pytest.raises(
@@ -369,7 +371,7 @@ async def test_what_was_counted_long_before_is_nobodys_end(monkeypatch):
     assert witnesses.testify(Exit(signal=9)).by_oom
     async with trio.open_nursery() as nursery:
         nursery.start_soon(witnesses.keep_fresh)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await fresh.wait()
         nursery.cancel_scope.cancel()
     assert witnesses.testify(Exit(signal=9)).by_oom == ""

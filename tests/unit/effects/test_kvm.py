@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import trio
 
+from kata_fsm import limits
 from kata_fsm.effects import process
 from kata_fsm.effects.hypervisor import image, kvm
 
@@ -27,7 +28,7 @@ async def test_the_probe_ends_within_its_limit(place, tiny, slow_qemu, monkeypat
     answer = await kvm.ask(settings, image.load(settings), limit_s=0.3)
     assert not answer.works
     assert answer.reason == "the guest did not come up within 0.3 s"
-    assert answer.seconds < 3
+    assert answer.seconds < limits.KVM_PROBE_S, "its own limit, not the usual one"
 
 
 async def test_a_cancelled_probe_leaves_no_qemu(place, tiny, slow_qemu, monkeypatch):

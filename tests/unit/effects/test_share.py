@@ -28,7 +28,7 @@ def handlers(place, settings=None):
 
 
 async def test_prepare_probe_release(place):
-    before = mounts.table()
+    before = place.mounts()
     prepare, release = handlers(place)
     assert (await prepare.probe(NOTHING)).done is False
     result = await prepare.perform(NOTHING)
@@ -41,11 +41,11 @@ async def test_prepare_probe_release(place):
     again = await prepare.perform(NOTHING)  # after a crash before the outcome: one daemon, one set of mounts
     assert not process.alive(identity)
     assert process.alive(Identity.from_dict(again))
-    assert len(mounts.table()) == len(before) + 3
+    assert len(place.mounts()) == len(before) + 3
     await release.perform(NOTHING)
     await release.perform(NOTHING)
     assert (await release.probe(NOTHING)).done is True
-    assert mounts.table() == before
+    assert place.mounts() == before
 
 
 async def test_a_dead_virtiofsd_is_reported_and_released(place):
@@ -159,9 +159,10 @@ from kata_fsm.effects.protocols import Intent
 from kata_fsm.world import Paths
 
 def names(table):
-    return sorted((mount.point, mount.root, mount.options) for mount in table)
+    return {(mount.point, mount.root, mount.options) for mount in table}
 
 mounts.unshare(mounts.CLONE_NEWNS)
+mounts.mount(None, "/", mounts.MS_PRIVATE | 16384)         # nothing comes from the host, nor goes there
 mounts.mount(None, "/", mounts.MS_SHARED | 16384)          # what systemd does
 other = os.fork()
 if other == 0:                                             # somebody who receives what the host mounts
@@ -186,8 +187,9 @@ async def main():
 
 try:
     trio.run(main)
-    assert names(mounts.table()) == before
-    assert names(mounts.table(other)) == before_other
+    # Mounts of others may have gone: with a directory that somebody removes goes what is mounted on it anywhere.
+    assert names(mounts.table()) <= before
+    assert names(mounts.table(other)) <= before_other
 finally:
     os.kill(other, 9)
     os.waitpid(other, 0)

@@ -2,7 +2,6 @@
 """Containers in the shared tree: everything appears in the served view, as writable as asked, and goes without a trace."""
 
 import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -48,7 +47,7 @@ def intent(place):
 
 
 async def test_prepare_shows_and_discard_removes_everything(place, shared, intent):
-    before = mounts.table()
+    before = place.mounts()
     prepare = storage.ContainerPrepare(place.paths)
     assert (await prepare.probe(intent)).done is False
     result = await prepare.perform(intent)
@@ -74,7 +73,7 @@ async def test_prepare_shows_and_discard_removes_everything(place, shared, inten
     await discard.perform(intent)
     assert (await discard.probe(intent)).done is True
     assert not any(os.path.exists(os.path.dirname(entry["path"])) for entry in result["cgroups"])
-    assert mounts.table() == before
+    assert place.mounts() == before
     assert (place.work / "volume/new").read_text() == "by the guest"
     assert (place.work / "one file").read_text() == "file"
 
@@ -96,11 +95,11 @@ async def test_perform_again_after_half_of_it(place, shared, intent):
 @pytest.mark.parametrize(("missing", "what"), [("rootfs", "rootfs"), ("one file", "m1")])
 async def test_a_missing_source_leaves_nothing(place, shared, intent, missing, what):
     os.rename(place.work / missing, place.work / "gone")
-    before = mounts.table()
+    before = place.mounts()
     wanted = f"^cannot bind `{place.work}/{missing}` on `{place.paths.shared}/c1/{what}`: No such file or directory$"
     with pytest.raises(errors.EffectError, match=wanted):
         await storage.ContainerPrepare(place.paths).perform(intent)
-    assert mounts.table() == before
+    assert place.mounts() == before
     assert not os.path.exists(place.paths.container_tree("c1"))
     path = intent.params["cgroups_path"]
     assert not any(os.path.exists(each.point + os.path.dirname(path)) for each in cgroup.hierarchies())
@@ -159,21 +158,21 @@ async def test_stragglers_are_moved_out_of_the_cgroup(place, shared, intent):
     await process.kill_and_wait(identity)
 
 
-async def test_a_source_whose_server_hangs_is_named_and_given_up(place, shared, intent, monkeypatch, until):
+async def test_a_source_whose_server_hangs_is_named_and_given_up(place, shared, intent, monkeypatch, all_back):
     """Nothing is mounted, neither then nor when the server's end lets go of whoever was left behind."""
-    monkeypatch.setattr(limits, "HOST_CALL_S", 0.3)
-    before, threads = mounts.table(), threading.active_count()
+    monkeypatch.setattr(limits, "HOST_CALL_S", 2.0)
+    before = place.mounts()
     (place.work / "hung").mkdir()
     intent.params["mounts"].append({**intent.params["mounts"][0], "index": 5, "source": str(place.work / "hung")})
     prepare = storage.ContainerPrepare(place.paths)
     with hung.mounted(place.work / "hung"):
-        with pytest.raises(errors.TimeoutExceeded, match=rf"did not end within 0.3 s: it hangs at `{place.work}/hung`"):
+        with pytest.raises(errors.TimeoutExceeded, match=rf"did not end within 2 s: it hangs at `{place.work}/hung`"):
             await prepare.perform(intent)
         monkeypatch.setattr(limits, "HOST_CALL_S", 30.0)
         await prepare.undo(intent)
         assert (await prepare.probe(intent)).done is False
-    await until(lambda: threading.active_count() <= threads + 1)
-    assert mounts.table() == before
+    await all_back()
+    assert place.mounts() == before
     assert list(shared.iterdir()) == []
 
 

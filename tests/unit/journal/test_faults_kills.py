@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 KILLS = 1_000
 STOPS = 60
 DEADLINE_S = 0.15
-SLACK_S = 2.0  # for a busy machine: what is shown is that waiting ends, not how exactly
+SLACK_S = 20.0  # for a busy machine: what is shown is that waiting ends, not how exactly
 
 
 def test_a_thousand_killed_writers_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:

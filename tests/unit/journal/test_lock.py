@@ -12,7 +12,7 @@ from journal import JournalBusy
 from journal.clock import Clock
 from journal.lock import PATIENCE_S, POLL_LAST_S, WriterLock, describe
 
-LIMIT_S = 30.0
+LIMIT_S = 120.0
 
 HOLDER = """
 import sys; from journal.lock import WriterLock

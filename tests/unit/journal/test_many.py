@@ -11,7 +11,7 @@ from journal import Journal, JournalBusy, JournalDiskFull
 from journal.clock import Clock
 from journal.lock import WriterLock
 
-LIMIT_S = 30.0
+LIMIT_S = 120.0
 
 
 def acknowledged(output):

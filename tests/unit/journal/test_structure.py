@@ -112,7 +112,7 @@ def test_a_journal_is_audited_while_others_write(path: str, tmp_path: Path) -> N
     Journal.open(path).close()
     writers = [fork(lambda n=n: write(path, f"{acks}/{n}", f"writer-{n}", n)) for n in range(2)]
     try:
-        rounds, end = 0, time.monotonic() + 30
+        rounds, end = 0, time.monotonic() + 120
         while rounds < 15 or not all(file.stat().st_size for file in acks.iterdir()) or len(list(acks.iterdir())) < 2:
             assert list(verify_path(path)) == []
             rounds += 1

@@ -135,7 +135,7 @@ async def test_an_agent_that_cannot_forward(standing: House, pod: str, peer: Age
 async def test_a_dial_that_takes_long_holds_up_nobody_else(
     standing: House, pod: str, peer: AgentPeer, open_port: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forward, "FORWARD_DIAL_S", 1.0)
+    monkeypatch.setattr(forward, "FORWARD_DIAL_S", 3.0)
     quick, done = peer.script["OpenConnection"], trio.Event()
 
     async def dial(request: Message) -> Message | Any:

@@ -41,6 +41,7 @@ from kata_fsm.supervisor.main import main
 sys.exit(main(sys.argv[1:]))
 """
 
+STAYS = "limits.SUPERVISOR_LINGER_S = 60.0"  # for whoever wants to ask it something
 FAILS = """
 import kata_fsm.supervisor.watch as watch
 def reconcile(self, pod):
@@ -231,7 +232,7 @@ def test_one_that_resumes_an_ended_sandbox_serves_its_deletion(supervisors: Supe
     """And removes the last traces."""
     plant(state("sandbox", sandbox.STOPPED))
     Path(supervisors.paths.console_log).write_text("kept until now")
-    process, said = supervisors.run(resume=True)
+    process, said = supervisors.run(STAYS, resume=True)
     assert said == b"ok\n"
     assert supervisors.ask(op="delete", container=BOX) == {"ok": True}
     assert supervisors.leave(process) == ""
@@ -271,7 +272,7 @@ def test_the_last_traces_are_not_removed_through_a_mount(supervisors: Supervisor
     os.makedirs(left)
     mounts.bind(str(bundle), left)
     try:
-        process, _ = supervisors.run(resume=True)
+        process, _ = supervisors.run(STAYS, resume=True)
         assert supervisors.ask(op="delete", container=BOX) == {"ok": True}
         assert "still mounted" in supervisors.leave(process)
         assert (bundle / "data").read_text() == "somebody's"
@@ -294,7 +295,7 @@ def test_one_whose_sandbox_has_ended_leaves_and_another_comes(supervisors: Super
 def test_a_deletion_that_comes_while_it_leaves_is_served(supervisors: Supervisors, plant: Any) -> None:
     """Connected before the door was closed, asked after."""
     plant(state("sandbox", sandbox.STOPPED))
-    process, _ = supervisors.run(resume=True)
+    process, _ = supervisors.run("limits.SUPERVISOR_LINGER_S = 3.0", resume=True)
     with control.Connection(supervisors.paths.supervisor_sock, timeout_s=LIMIT_S) as connection:
         until(lambda: not os.path.exists(supervisors.paths.supervisor_sock), "it to leave")
         connection.send({"op": "delete", "container": BOX})
@@ -306,7 +307,7 @@ def test_a_deletion_that_comes_while_it_leaves_is_served(supervisors: Supervisor
 def test_one_that_takes_over_a_dead_sandbox_takes_it_down(supervisors: Supervisors, plant: Any) -> None:
     """Its VMM died unwatched: everything is released with the real handlers, and the deletion needs no force."""
     plant(state("container", container.RUNNING, BOX), alive=False)
-    process, said = supervisors.run("limits.SUPERVISOR_LINGER_S = 60.0", resume=True)
+    process, said = supervisors.run(STAYS, resume=True)
     assert said == b"ok\n"
     until(lambda: states()["sandbox"] == sandbox.FAILED, "the sandbox to be taken down")
     assert supervisors.ask(op="delete", container=BOX) == {"ok": True}
@@ -352,10 +353,10 @@ def test_one_that_fails_again_and_again_takes_its_sandbox_down(supervisors: Supe
 
 def test_one_that_is_killed_leaves_its_sandbox_to_the_next(supervisors: Supervisors, plant: Any) -> None:
     plant(state("sandbox", sandbox.STOPPED))
-    first, _ = supervisors.run("limits.SUPERVISOR_LINGER_S = 60.0", resume=True)
+    first, _ = supervisors.run(STAYS, resume=True)
     first.send_signal(signal.SIGKILL)
     first.communicate()
     assert control.lock_is_free(supervisors.paths.supervisor_lock)
-    second, said = supervisors.run(resume=True)
+    second, said = supervisors.run(STAYS, resume=True)
     assert said == b"ok\n"
     assert supervisors.ask(op="ping")["pid"] == second.pid

@@ -110,7 +110,6 @@ async def test_an_agent_that_does_not_answer_is_lost(
     house: House, peer: AgentPeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "AGENT_WATCH_EVERY_S", 0.02)
-    monkeypatch.setattr(watch, "AGENT_WATCH_ANSWER_S", 0.05)
     shim = await house.run()
 
     async def never(_: Message) -> Message:
@@ -118,6 +117,7 @@ async def test_an_agent_that_does_not_answer_is_lost(
         return {}
 
     peer.script["Check"] = never
+    monkeypatch.setattr(watch, "AGENT_WATCH_ANSWER_S", 0.05)  # not before: one that is well may take longer
     assert await shim.exit_code() == 255
     await house.until("sandbox", sandbox.FAILED)
     cause = house.runtime.pod.sandbox.facts["cause"]
@@ -129,8 +129,8 @@ async def test_an_agent_that_does_not_answer_is_lost(
 async def test_an_agent_that_cannot_be_reached_again_is_lost(
     house: House, peer: AgentPeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "AGENT_WATCH_ANSWER_S", 0.05)
     shim = await house.run()
+    monkeypatch.setattr(watch, "AGENT_WATCH_ANSWER_S", 0.05)  # not before: one that is well may take longer
     peer.mute = True
     await peer.cut()
     assert await shim.exit_code() == 255

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from kata_fsm.argv import argv_of
 from kata_fsm.effects import cgroup, mounts, process
 from kata_fsm.effects.hypervisor.argv import uuid_of
 from kata_fsm.survey import orphans, traces
 from kata_fsm.survey.traces import Trace, cgroups, classify, directories, mounted, processes
 from kata_fsm.world import Paths
+from tests.support.kata import wait_until
 
 RUN = "/run/x"
 UID = "0123456789ab"
@@ -69,6 +71,7 @@ def impostor(place: Paths) -> Iterator[subprocess.Popen[bytes]]:
     """A process with a virtiofsd's arguments."""
     line = [sys.executable, "-c", "import time; time.sleep(600)", f"source={place.base}/served/tree"]
     with subprocess.Popen(line) as child:
+        wait_until(lambda: argv_of(child.pid) == line, "the kernel has its command line")
         yield child
         child.kill()
 
