@@ -42,8 +42,15 @@ def guarded(work: Callable[[], int]) -> int:
             code = code or 1
         finally:
             os._exit(code)
+
+    def forward(number: int, _: object) -> None:
+        try:
+            os.kill(child, number)
+        except ProcessLookupError:
+            pass  # it has ended, and we are about to tell how
+
     for number in _FORWARDED:
-        signal.signal(number, lambda number, _: os.kill(child, number))
+        signal.signal(number, forward)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
