@@ -228,7 +228,7 @@ async def take_over(
     processes: Processes = process,
     post_mortem: PostMortem | None = None,
 ) -> None:
-    """Go on from where the stream stands, if it has begun."""
+    """Go on from where the stream stands, if it has begun; from then on verbs are answered."""
     from kata_fsm.recovery import failed_too_often, recover
 
     if runtime.rev:
@@ -239,6 +239,7 @@ async def take_over(
         watcher.blind = end is not None
         await recover(runtime, processes, end=end, post_mortem=post_mortem)
         watcher.reconcile(runtime.pod)
+    server.taken_over.set()
 
 
 async def until_over(runtime: Runtime, server: Server) -> None:

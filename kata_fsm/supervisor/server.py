@@ -63,6 +63,7 @@ class Server:
         self.network_changes = trio.Lock()  # one at a time: who comes while one is under way waits for it
         self.updates = trio.Lock()  # likewise: one that fails is taken back
         self.served = trio.Event()  # a first request has come
+        self.taken_over = trio.Event()  # the world has been looked at: what is asked finds a pod that is true
         self._listener: trio.socket.SocketType | None = None
         self.config_notes: set[str] = set()  # digests of what was said of the configuration since the sandbox was made
         self._execs: dict[str, int] = {}  # the last name that was given out, by container
@@ -154,7 +155,10 @@ class Server:
             await channel.send({"error": WorldError(f"the answer cannot be sent: {error}").to_wire()})
 
     async def _answer(self, channel: Channel, request: dict[str, Any]) -> Facts:
-        verb = VERBS.get(str(request.get("op")))
+        op = str(request.get("op"))
+        verb = VERBS.get(op)
+        if op != "ping":  # whoever only wants to know that we live is told at once
+            await self.taken_over.wait()
         try:
             if verb is None:
                 raise CallerError(

@@ -113,6 +113,7 @@ class House:
         if self.runtime.rev:
             await recover(self.runtime)
             self.watcher.reconcile(self.runtime.pod)
+        self.server.taken_over.set()
 
     def crash(self) -> None:
         """End all of it here and now."""

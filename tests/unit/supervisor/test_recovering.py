@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from journal import Journal
 from kata_fsm.errors import EffectError
@@ -58,6 +59,25 @@ async def test_one_at_rest_only_gets_a_note(house: House, journal: Journal) -> N
     before = house.runtime.pod
     assert (await house.ask("recover", reason="x"))["state"] == sandbox.READY
     assert house.runtime.pod is before
+    await shim.aclose()
+
+
+async def test_nothing_is_answered_of_a_pod_that_was_not_compared_with_the_world(house: House) -> None:
+    """A supervisor listens before it has looked: shims come back to it meanwhile, and a shim may have started it."""
+    shim = await house.run()
+    house.server.taken_over = trio.Event()  # as one that has just begun
+    replies: list[Any] = []
+
+    async def ask() -> None:
+        replies.append(await house.ask("recover", reason="x"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        assert (await house.ask("ping"))["ok"], "whoever wants to know whether it lives is told"
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert replies == []
+        house.server.taken_over.set()
+    assert replies[0]["state"] == sandbox.READY
     await shim.aclose()
 
 
