@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,15 +49,17 @@ class Loop(NamedTuple):
         number = os.makedev(self.major, self.minor)
         found = []
         for pid in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                for fd in os.listdir(f"/proc/{pid}/fd"):
-                    status = os.stat(f"/proc/{pid}/fd/{fd}")
-                    if status.st_rdev == number:
-                        found.append(int(pid))
-                        break
-            except OSError:
-                continue
+            with suppress(OSError):  # it is gone
+                if any(_is(f"/proc/{pid}/fd/{fd}", number) for fd in os.listdir(f"/proc/{pid}/fd")):
+                    found.append(int(pid))
         return found
+
+
+def _is(path: str, number: int) -> bool:
+    try:
+        return os.stat(path).st_rdev == number
+    except OSError:
+        return False  # closed meanwhile
 
 
 @contextmanager
