@@ -144,6 +144,7 @@ QMP_EVENTS_MAX = 64
 
 # A guest lets go of a device in 40 ms; one that never does must not hold up the others.
 UNPLUG_S = 12.0  # of a root port without ACPI (microvm) the kernel waits 5 s for somebody to press its button again
+MACHINE_ENDS_S = 2.0  # between QEMU's last answer and its end
 
 # Between QEMU's death and the end of what it had sent there are microseconds; this only bounds a wait that must not hang.
 QEMU_LAST_WORDS_S = 1.0

@@ -22,7 +22,7 @@ from typing import Any
 
 import trio
 
-from kata_fsm import errors
+from kata_fsm import errors, limits
 from kata_fsm.effects import process
 from kata_fsm.effects.bounded import Bounded
 from kata_fsm.effects.hypervisor import argv, disk
@@ -98,7 +98,7 @@ class Disks:
         try:
             return await disk.unplug(self.monitor, wanted.serial)
         except errors.EffectError:
-            if self._machine_runs():
+            if not await self._machine_ends():
                 raise
             return True
 
@@ -109,9 +109,16 @@ class Disks:
         try:
             return self._machine_runs() and any([await disk.there(self.monitor, each.serial) for each in gone])
         except errors.EffectError:
-            if self._machine_runs():
+            if not await self._machine_ends():
                 raise
             return False
+
+    async def _machine_ends(self) -> bool:
+        """Whether QEMU, which has just failed to answer, is gone: one that ends stops answering a moment before."""
+        with trio.move_on_after(limits.MACHINE_ENDS_S):
+            while self._machine_runs():
+                await trio.sleep(limits.QMP_RETRY_S)
+        return not self._machine_runs()
 
     def _machine_runs(self) -> bool:
         return bool(process.find_by_argv(argv.uuid_of(self.paths.uid)))
