@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import glob
 import os
+import secrets
 import shutil
 import struct
 import tempfile
@@ -23,7 +24,7 @@ from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.world import Paths
 from tests.support.held import pod as pod
 
-UID = "0123456789ab"
+UID = secrets.token_hex(6)  # processes are looked for on the whole host, where others may run these tests
 BASE = 0x100000
 
 
