@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,20 @@ def run_and_end(kata: Kata, name: str, end: Any, *args: str, env: dict[str, str]
         return runner.wait(LIMIT_S)
 
 
+def let_go_on(kata: Kata, bundle: Path, first: Callable[[], None] = lambda: None) -> None:
+    """Run a workload that says "up", waits for a line and then brings about its end, which nobody knows the code of; `first`
+    is done before it gets that line."""
+    runner = kata.spawn("run", "--bundle", str(bundle), "c1", stdin=subprocess.PIPE)
+    assert runner.stdout is not None
+    assert runner.stdin is not None
+    with runner, runner.stdout:
+        assert runner.stdout.readline() == "up\n"
+        first()
+        runner.stdin.write("now\n")
+        runner.stdin.close()
+        assert runner.wait(LIMIT_S) == 255
+
+
 def ended_by_the_kernel(kata: Kata, key: str, before: str = "true") -> dict[str, Any]:
     """Have the guest's kernel do what `key` means to /proc/sysrq-trigger, from a container that may write there, once
     `before` is done; the cause that is told."""
@@ -49,14 +63,7 @@ def ended_by_the_kernel(kata: Kata, key: str, before: str = "true") -> dict[str,
     linux["readonlyPaths"] = []
     script = f"{before}; echo up; read line; echo {key} >/proc/sysrq-trigger; sleep 1000"
     bundle = kata.bundle("c1", "/bin/sh", "-c", script, linux=linux)
-    runner = kata.spawn("run", "--bundle", str(bundle), "c1", stdin=subprocess.PIPE)
-    assert runner.stdout is not None
-    assert runner.stdin is not None
-    with runner, runner.stdout:
-        assert runner.stdout.readline() == "up\n"
-        runner.stdin.write("now\n")
-        runner.stdin.close()
-        assert runner.wait(LIMIT_S) == 255
+    let_go_on(kata, bundle)
     return cause_of(kata, "c1")
 
 
@@ -179,16 +186,12 @@ def test_a_host_out_of_memory(kata: Kata, memory_cgroup: Path) -> None:
     script = "echo up; read line; dd if=/dev/zero of=/dev/null bs=100M count=1; sleep 1000"
     linux = {**config([])["linux"], "cgroupsPath": f"/{memory_cgroup.name}/c1"}
     bundle = kata.bundle("c1", "/bin/sh", "-c", script, linux=linux)
-    runner = kata.spawn("run", "--bundle", str(bundle), "c1", stdin=subprocess.PIPE)
-    assert runner.stdout is not None
-    assert runner.stdin is not None
-    with runner, runner.stdout:
-        assert runner.stdout.readline() == "up\n"
+
+    def tighten() -> None:
         used = int((memory_cgroup / "memory.usage_in_bytes").read_text())
         (memory_cgroup / "memory.limit_in_bytes").write_text(str(used + (24 << 20)))
-        runner.stdin.write("now\n")
-        runner.stdin.close()
-        assert runner.wait(LIMIT_S) == 255
+
+    let_go_on(kata, bundle, tighten)
     cause = cause_of(kata, "c1")
     assert cause["kind"] == "host_oom", cause
     assert cause["evidence"]["exit"]["signal"] == 9
