@@ -201,7 +201,8 @@ def _from_sandbox_container(pod: Pod, subject: str) -> Facts:
     return _cause(Cause("workload_exited", str(inner.get("message", "")), evidence))
 
 
-def _exit_with_guest(pod: Pod, _: str) -> Facts:
+def exit_with_guest(pod: Pod, _: str) -> Facts:
+    """How a process ended that ended because its guest did."""
     cause = pod.agent.facts.get("cause") or pod.sandbox.facts.get("cause")
     if cause is None or cause.get("kind") in CLEAN_ENDINGS:
         cause = msgspec.to_builtins(Cause("sandbox_stopped", "its sandbox was stopped under it"))
@@ -280,9 +281,9 @@ RULES: tuple[Rule, ...] = (
     Rule("agent-gone-stop", {"sandbox": _SERVING, "agent": agent.OVER}, "sandbox", "stop",
          "a guest that cannot be told anything is of no use", facts=_from_agent),
     Rule("guest-gone-process", {"agent": agent.OVER, "process": _s(process.CREATED, process.RUNNING)}, "process",
-         "exited", "a process does not outlive its guest", facts=_exit_with_guest),
+         "exited", "a process does not outlive its guest", facts=exit_with_guest),
     Rule("guest-gone-spawn", {"agent": agent.OVER, "process": _s(process.SPAWNING)}, "process", "abort",
-         "a process cannot be added to a guest that is gone", facts=_exit_with_guest),
+         "a process cannot be added to a guest that is gone", facts=exit_with_guest),
     Rule("guest-gone-effect",
          {"agent": agent.OVER,
           "container": _s(container.CREATING, container.STARTING, container.PAUSING, container.RESUMING,

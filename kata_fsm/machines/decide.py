@@ -21,6 +21,7 @@ from kata_fsm.machines.outcomes import MARKS_DONE
 from kata_fsm.machines.pod import TABLES, Pod, container_of, evolve, init_of
 from kata_fsm.machines.vocab import (
     CLEAN_ENDINGS,
+    EXIT_KILLED,
     EXIT_UNKNOWN,
     AbandonProcess,
     AgentLost,
@@ -349,9 +350,7 @@ def _decide_observation(pod: Pod, seen: Any) -> Step:
             process.CREATED,
             process.RUNNING,
         ):
-            # Only a process that is known to have ended by itself can have succeeded: unknown is never success.
-            believed = EXIT_UNKNOWN if code == 0 and cause.kind != "exited" else code
-            draw.fire("process", "exited", subject, {"exit_code": believed, "cause": _plain(cause)})
+            draw.fire("process", "exited", subject, _end_of(pod, subject, code, cause))
         case Drained(subject, counted) if pod.unit("process", subject).state == process.EXITED:
             draw.fire("process", "drained", subject, {"delivered": counted} if counted else {})
         case UpdateUndone(subject, limits) if "limit" in TABLES["container"].legal(
@@ -361,6 +360,20 @@ def _decide_observation(pod: Pod, seen: Any) -> Step:
         case HostRebooted() if pod.sandbox.state in sandbox.LIVE:
             _reboot(draw)
     return draw.finish()
+
+
+def _end_of(pod: Pod, subject: str, code: int, cause: Cause) -> Facts:
+    """What is recorded of a process that ended in the guest.
+
+    An agent that is dismissed kills what still runs. Whether it comes to tell us of that before it is gone is chance: such
+    a process ended with its sandbox, and by the sandbox's cause, either way.
+    """
+    killed = cause.kind == "signaled" and code == EXIT_KILLED
+    if pod.agent.state == agent.CLOSING and (killed or cause.kind == "unknown"):
+        return coupling.exit_with_guest(pod, subject)
+    # Only a process that is known to have ended by itself can have succeeded: unknown is never success.
+    believed = EXIT_UNKNOWN if code == 0 and cause.kind != "exited" else code
+    return {"exit_code": believed, "cause": _plain(cause)}
 
 
 def _reboot(draw: _Draw) -> None:

@@ -58,6 +58,9 @@ CLEAN_ENDINGS = frozenset({"workload_exited", "operator"})
 EXIT_UNKNOWN = 255
 """Exit code of a process whose true code nobody knows: unknown is never success."""
 
+EXIT_KILLED = 128 + 9
+"""Exit code of a process that SIGKILL ended, as a shell says it."""
+
 
 # gc=False: what holds nothing but JSON cannot be part of a cycle, and a fold makes as many as there are events.
 class Moved(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

@@ -128,6 +128,7 @@ def test_a_lost_virtiofsd(kata: Kata) -> None:
     assert run_and_end(kata, "c1", lambda: kata.kill("virtiofsd")) == 255
     cause = cause_of(kata, "c1")
     assert (cause["kind"], cause["evidence"]["exit"]["signal"]) == ("virtiofsd_lost", 9)
+    assert cause_of(kata, "c1", "process", "exited") == cause  # not that the agent killed it when it was dismissed
 
 
 def test_a_vmm_whose_end_nobody_saw(kata: Kata) -> None:

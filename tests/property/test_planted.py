@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -98,6 +99,11 @@ def test_a_probe_that_says_yes_too_early() -> None:
 def test_an_unknown_end_that_is_taken_for_success(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coupling, "EXIT_UNKNOWN", 0)
     assert "unknown is never success" in found().wrong
+
+
+def test_an_end_with_the_sandbox_that_is_put_down_to_the_workload(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("kata_fsm.machines.decide"), "EXIT_KILLED", None)
+    assert "is said to have ended with 137 (signaled)" in found().wrong
 
 
 def test_a_cause_that_is_made_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ class Workload:
         self.code: int | None = None
         self.signal: int | None = None
         self.oom_killed = False
+        self.dismissed = False  # it was killed because the sandbox ended
         self.began = 0  # how often its program has been let run
         self.deaf = False  # it ignores what can be ignored
         self.outputs = {1: b"", 2: b""}
@@ -211,6 +212,14 @@ class FakeGuest:
             self.end(container, name, signal=SIGKILL)
         self.removed[container] = self.boxes.pop(container)
         self.change()
+
+    def dismiss(self) -> None:
+        """`DestroySandbox`: whatever still runs is killed, and its end may be told before this is answered."""
+        for container, box in self.boxes.items():
+            for workload in box.processes.values():
+                workload.dismissed = workload.dismissed or not workload.over
+            for name in box.processes:
+                self.end(container, name, signal=SIGKILL)
 
     def query(self) -> Any:
         """`QueryState`."""

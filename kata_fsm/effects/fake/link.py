@@ -267,7 +267,7 @@ _CALLS: dict[str, Callable[[FakeGuest, Any], Any]] = {
     "SetGuestDateTime": _nothing,
     "ReseedRandomDev": _nothing,
     "CreateSandbox": _nothing,
-    "DestroySandbox": _nothing,
+    "DestroySandbox": lambda guest, request: guest.dismiss(),
     "CreateContainer": lambda guest, request: guest.create(request),
     "StartContainer": lambda guest, request: guest.start(request.container_id),
     "PauseContainer": lambda guest, request: guest.freeze(request.container_id, True),

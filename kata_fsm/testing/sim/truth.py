@@ -40,7 +40,9 @@ LEFT = {
 
 
 def _ended_by(workload: Workload) -> str:
-    """The cause of its end."""
+    """The cause of its end, as the guest tells it. One that was killed because the sandbox ended has the sandbox's."""
+    if workload.dismissed:
+        return "that of the sandbox"
     if workload.signal is None:
         return "exited"
     return "guest_oom" if workload.oom_killed else "signaled"

@@ -164,6 +164,24 @@ def test_only_a_process_that_ended_by_itself_can_have_succeeded(code: int, kind:
     assert pod.processes["pod/init"].facts["exit_code"] == believed
 
 
+@pytest.mark.parametrize(("code", "kind"), [(137, "signaled"), (255, "unknown")])
+def test_what_is_killed_by_dismissing_the_agent_ended_with_its_sandbox(code: int, kind: str) -> None:
+    """Whether the agent still came to tell of it is chance."""
+    lost = Cause("virtiofsd_lost", "virtiofsd was killed by SIGKILL")
+    pod = _give(_running(), v.ShareDied(lost))
+    assert pod.agent.state == "closing"
+    for told in (v.ProcessExited("pod/init", code, Cause(kind)), v.EffectDone("agent.disconnect", "pod")):
+        facts = _give(pod, told).processes["pod/init"].facts
+        assert (facts["exit_code"], facts["cause"]["kind"]) == (255, "virtiofsd_lost")
+
+
+@pytest.mark.parametrize(("code", "kind"), [(0, "exited"), (143, "signaled"), (137, "guest_oom"), (137, "exited")])
+def test_what_ends_by_itself_while_the_agent_is_dismissed_has_its_own_end(code: int, kind: str) -> None:
+    pod = _give(_running(), v.ShareDied(Cause("virtiofsd_lost")), v.ProcessExited("pod/init", code, Cause(kind)))
+    facts = pod.processes["pod/init"].facts
+    assert (facts["exit_code"], facts["cause"]["kind"]) == (code, kind)
+
+
 @pytest.mark.parametrize("kind", ["container.pause", "container.resume"])
 def test_a_failure_that_ends_nothing_is_no_cause(kind: str) -> None:
     """A pause that did not work must not be told as the reason of an end that comes later."""
