@@ -183,7 +183,7 @@ def container_message(context: Context, request: Request, loaded: Loaded, adapte
         "created": rfc3339(WORLD.wall_ns()),
         "owner": f"#{os.getuid()}",
         "guest_spec": adapted.guest_spec,
-        **_hooks(request, loaded),
+        **_hooks(request, loaded, adapted),
     }
 
 
@@ -211,10 +211,13 @@ def _limits(loaded: Loaded) -> dict[str, Any]:
     return {"limits": found} if found else {}
 
 
-def _hooks(request: Request, loaded: Loaded) -> dict[str, Any]:
+def _hooks(request: Request, loaded: Loaded, adapted: guest.Adapted) -> dict[str, Any]:
     """The hooks that run on the host, and what is the same in every state document they are given; not recorded either."""
     given = loaded.document.get("hooks") or {}
-    wanted = {kind: given[kind] for kind in ("prestart", "createRuntime", "poststart", "poststop") if given.get(kind)}
+    kinds = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
+    wanted = {kind: given[kind] for kind in kinds if given.get(kind)}
+    if "createContainer" in wanted:
+        wanted |= {"root": loaded.rootfs, "places": adapted.places}
     state = {
         "ociVersion": OCI_VERSION,
         "id": request.id,

@@ -14,7 +14,6 @@ in its place after, the change of root, from where no link leads out.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Sequence
 
 from kata_fsm.effects import mounts
@@ -40,12 +39,8 @@ def make(tree: str, places: Sequence[tuple[str, str]]) -> tuple[int, int, int]:
     mounts.change_root(f"{tree}/rootfs")
     _begin_proc()
     for copy, destination in copies:
-        try:
-            _put(copy, destination)
-        except OSError:
-            pass  # no such place in a root file system that cannot be written to: the guest will refuse it in its own words
-        finally:
-            os.close(copy)
+        mounts.put(copy, destination)
+        os.close(copy)
     mounts.setns(here, mounts.CLONE_NEWNS)
     os.fchdir(root)
     os.chroot(".")  # whoever enters a mount namespace stands at its root; we may have come from a chroot
@@ -59,13 +54,3 @@ def _begin_proc() -> None:
         mounts.mount("none", "/proc", mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC, "tmpfs")
     except OSError:
         pass  # a root file system without the place: then nobody can look
-
-
-def _put(copy: int, destination: str) -> None:
-    if not os.path.lexists(destination):
-        if stat.S_ISDIR(os.fstat(copy).st_mode):
-            os.makedirs(destination, 0o755, exist_ok=True)
-        else:
-            os.makedirs(os.path.dirname(destination), 0o755, exist_ok=True)
-            os.close(os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
-    mounts.move_tree(copy, destination)

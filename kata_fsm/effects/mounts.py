@@ -15,6 +15,7 @@ import ctypes
 import errno
 import functools
 import os
+import stat
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -249,6 +250,23 @@ def move_tree(copy: int, target: str) -> None:
         os.fsencode(target),
         ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH),
     )
+
+
+def put(copy: int, destination: str) -> None:
+    """Mount what `copy_tree` answered at `destination`, which is made if it is missing, and so is the way to it.
+
+    The caller's root must be the container's: links on the way are followed. What has no place there, in a root file system
+    that cannot be written to, is left out: the guest will refuse it in its own words.
+    """
+    try:
+        if not os.path.lexists(destination):
+            directory = stat.S_ISDIR(os.fstat(copy).st_mode)
+            os.makedirs(destination if directory else os.path.dirname(destination), 0o755, exist_ok=True)
+            if not directory:
+                os.close(os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+        move_tree(copy, destination)
+    except OSError:
+        pass
 
 
 def change_root(path: str) -> None:

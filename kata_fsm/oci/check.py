@@ -33,7 +33,7 @@ from kata_fsm.oci.spec import (
 GUEST_MOUNT_TYPES = frozenset({"proc", "sysfs", "devpts", "mqueue", "tmpfs", "cgroup", "cgroup2"})
 """File systems that the guest's own kernel provides."""
 
-HOOK_KINDS = ("prestart", "create_runtime", "start_container", "poststart", "poststop")
+HOOK_KINDS = ("prestart", "create_runtime", "create_container", "start_container", "poststart", "poststop")
 
 
 def check(loaded: Loaded) -> None:

@@ -57,10 +57,10 @@ HOST = frozenset(
     [
         *("ociVersion", "root", "root.path", "hooks", "linux.cgroupsPath", "linux.namespaces[].path"),
         *_under("linux.resources", "cpu.cpus cpu.mems blockIO blockIO.weight"),
-        *_under("hooks", "prestart createRuntime poststart poststop"),
+        *_under("hooks", "prestart createRuntime createContainer poststart poststop"),
         *(
             f"hooks.{kind}[].{name}"
-            for kind in ("prestart", "createRuntime", "poststart", "poststop")
+            for kind in ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
             for name in ("path", "args", "env", "timeout")
         ),
     ]
@@ -80,11 +80,6 @@ _NOT_IN_GUEST = "is not supported: nothing in the guest applies it"
 _IDMAP = Refusal("id-mapped mounts are not supported")
 
 REFUSED: dict[str, Refusal] = {
-    # config.md: found by its path on the host, run in the container's namespaces, which are the guest's
-    "hooks.createContainer": Refusal(
-        "hooks of this kind are not supported: a program of the host cannot be run in the guest",
-        "use createRuntime or startContainer",
-    ),
     "vm": Refusal("is not supported", "set the hypervisor up in the configuration file"),
     "process.scheduler": Refusal(_NOT_IN_GUEST),
     "process.ioPriority": Refusal(_NOT_IN_GUEST),

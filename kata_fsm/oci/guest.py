@@ -207,7 +207,13 @@ class _Draft:
             if word not in mount_options.APPLIED:
                 problem = f"`{word}` is not applied: a bind mount has no such option"
                 self.warnings.append(f"config.json: `mounts[{index}].options`: {problem}")
-        return {**plain, "type": "bind", "source": self._bind_source(index, mount, destination, options)}
+        source = self._bind_source(index, mount, destination, options)
+        if not {"bind", "rbind"} & set(options):
+            options = [
+                str(mount.type),
+                *options,
+            ]  # the type says so; crun 1.8 wants to hear it among the options (runc does not)
+        return {**plain, "type": "bind", "source": source, "options": options}
 
     def _bind_source(self, index: int, mount: Mount, destination: str, options: list[str]) -> str:
         source = os.path.normpath(os.path.join(self.bundle, mount.source or ""))

@@ -118,6 +118,7 @@ class Hook(_Section, frozen=True):
 class Hooks(_Section, frozen=True):
     prestart: list[Hook] | None = None
     create_runtime: list[Hook] | None = None
+    create_container: list[Hook] | None = None
     start_container: list[Hook] | None = None
     poststart: list[Hook] | None = None
     poststop: list[Hook] | None = None

@@ -72,7 +72,7 @@ class Wiring:
             "agent.configure": guest.AgentConfigure(link, world, config.get("kernel_modules") or ()),
             "agent.disconnect": guest.AgentDisconnect(link, world),
             "container.prepare": storage.ContainerPrepare(paths, self.place),
-            "container.create": hooks.Before(create),
+            "container.create": hooks.Before(create, paths),
             "container.start": hooks.After(guest.ContainerStart(link, world), "poststart"),
             "container.pause": guest.ContainerPause(link, world),
             "container.resume": guest.ContainerResume(link, world),

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from kata_fsm.testing.bundle import config
 from tests.support.kata import Kata, wait_until
 
 
@@ -30,31 +31,36 @@ def lines(log: Path) -> list[list[str]]:
 
 def test_each_at_its_time(kata: Kata, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    kinds = ("prestart", "createRuntime", "poststart", "poststop")
+    kinds = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
     given: dict[str, Any] = {kind: [writer(log, kind)] for kind in kinds}
     given["startContainer"] = [{"path": "/bin/sh", "args": ["sh", "-c", "cat >/state; uname -r >/where"]}]
     bundle = kata.bundle("b", "/bin/sh", "-c", "cat /where; sleep 1000", hooks=given, annotations={"a": "b"})
     kata("create", "--bundle", str(bundle), "c1")
-    assert [line[0] for line in lines(log)] == ["hook prestart given", "hook createRuntime given"]
+    assert [line[0] for line in lines(log)] == [
+        "hook prestart given",
+        "hook createRuntime given",
+        "hook createContainer given",
+    ]
     assert not (bundle / "rootfs" / "where").exists()
     pid = json.loads(kata("state", "c1").stdout)["pid"]
-    for _, text, own, its in lines(log):
+    for words, text, own, its in lines(log):
         state = json.loads(text)
         assert (state["id"], state["status"], state["pid"]) == ("c1", "creating", pid)
         assert (state["bundle"], state["annotations"]) == (str(bundle), {"a": "b"})
-        assert own == os.readlink("/proc/self/ns/net")  # the runtime's namespace
-        assert its != own  # the sandbox's
+        ours = os.readlink("/proc/self/ns/net")  # the runtime's namespace
+        assert its != ours  # the sandbox's
+        assert own == (its if "createContainer" in words else ours)
     kata("start", "c1")
     where = bundle / "rootfs" / "where"
     wait_until(lambda: where.exists() and where.read_text(), "the hook in the container")
     assert where.read_text().strip() != os.uname().release
-    assert json.loads(lines(log)[2][1])["status"] == "running"
+    assert json.loads(lines(log)[3][1])["status"] == "running"
     kata("kill", "c1", "KILL")
     wait_until(lambda: kata.status("c1") == "stopped", "the container is stopped")
-    assert len(lines(log)) == 3
+    assert len(lines(log)) == 4
     kata("delete", "c1")
-    assert lines(log)[3][0] == "hook poststop given"
-    assert json.loads(lines(log)[3][1])["status"] == "stopped"
+    assert lines(log)[4][0] == "hook poststop given"
+    assert json.loads(lines(log)[4][1])["status"] == "stopped"
 
 
 def test_a_failed_one_before_the_start_undoes_everything(kata: Kata, tmp_path: Path) -> None:
@@ -71,6 +77,48 @@ def test_a_failed_one_before_the_start_undoes_everything(kata: Kata, tmp_path: P
     assert "hook `hooks.createRuntime[0]` (`/bin/sh`) exited with code 3: for this reason" in done.stderr
     assert [line[0] for line in lines(log)] == ["hook poststop given"]
     assert kata("state", "c1", check=False).returncode == 1
+
+
+def test_one_in_the_containers_namespaces_sees_its_files(kata: Kata, tmp_path: Path) -> None:
+    """As `ldconfig -r` of a GPU's hook needs them: the root file system with the volumes in it. A link in there leads
+    nowhere else, what is written the guest has, and what is mounted is the hook's own."""
+    volume, own = tmp_path / "volume", tmp_path / "own"
+    volume.mkdir()
+    own.mkdir()
+    (volume / "of-the-volume").touch()
+    script = """
+        set -e; cat >/dev/null
+        touch rootfs/etc/written rootfs/srv/data/written-there
+        ls rootfs/srv/data >rootfs/seen
+        mount -t tmpfs none "$1"; touch "$1/mine"
+    """
+    bundle = kata.bundle(
+        "b",
+        "/bin/sh",
+        "-c",
+        "cat /seen; ls /etc/written /link/data/written-there",
+        hooks={"createContainer": [hook(script, str(own))]},
+        mounts=[*config([])["mounts"], {"destination": "/link/data", "type": "bind", "source": str(volume)}],
+    )
+    rootfs = bundle / "rootfs"
+    (rootfs / "srv").mkdir()
+    (rootfs / "link").symlink_to("/srv")
+    before = Path("/proc/self/mountinfo").read_text()
+    done = kata("run", "--bundle", str(bundle), "c1")
+    assert done.stdout.split() == ["of-the-volume", "written-there", "/etc/written", "/link/data/written-there"]
+    assert Path("/proc/self/mountinfo").read_text() == before
+    assert not Path("/srv/data").exists()
+    assert not list(own.iterdir())
+
+
+def test_a_failed_one_in_the_containers_namespaces_undoes_everything(kata: Kata, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    failing = hook("echo for this reason >&2; exit 3")
+    given = {"createContainer": [failing], "poststop": [writer(log, "poststop")]}
+    done = kata("create", "--bundle", str(kata.bundle("b", "/bin/true", hooks=given)), "c1", check=False)
+    assert done.returncode == 1
+    assert "hook `hooks.createContainer[0]` (`/bin/sh`) exited with code 3: for this reason" in done.stderr
+    assert [line[0] for line in lines(log)] == ["hook poststop given"]
 
 
 def bringer(*commands: str) -> dict[str, Any]:

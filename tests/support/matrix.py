@@ -38,7 +38,8 @@ _IMPOSSIBLE = """
 | host devices but block devices (`--device`, `--privileged`) | the guest's kernel has no such device | refused, by name; \
 with `[runtime] privileged_without_host_devices` a privileged container goes without them |
 | joining a user, mount or time namespace of the host | the process is in another kernel | refused, by name |
-| createContainer hooks | found on the host, to be run in the container's namespaces | refused, by name |
+| mounts that a createContainer hook makes | the hook runs on the host, beside the container's files | the hook's own; what \
+it writes the container sees |
 | id-mapped mounts | the share does not map ids | refused, by name |
 | seccomp's user notification to a listener on the host | the listener cannot serve another kernel | refused, by name |
 | sockets of the host in a volume | connecting would need the same kernel | a warning; files beside them work |

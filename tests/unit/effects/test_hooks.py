@@ -16,6 +16,7 @@ from kata_fsm.effects import hooks
 from kata_fsm.effects.protocols import Observed
 from kata_fsm.errors import EffectError
 from kata_fsm.machines.vocab import Intent
+from kata_fsm.world import Paths
 
 
 def sh(script: str, **more: Any) -> dict[str, Any]:
@@ -54,7 +55,7 @@ async def test_before_the_start_the_first_failure_ends_it(tmp_path: Path) -> Non
     path = kept(tmp_path, createRuntime=[sh("echo why; exit 7"), sh("touch never")], prestart=[sh("touch first")])
     intent = Intent("container.create", "box", {"hooks": {"file": path, "pid": 1}})
     with pytest.raises(EffectError, match=r"hook `hooks.createRuntime\[0\]` \(`/bin/sh`\) exited with code 7: why"):
-        await hooks.Before(Nothing()).perform(intent)
+        await hooks.Before(Nothing(), Paths("0123456789ab")).perform(intent)
     assert (tmp_path / "first").exists()
     assert not (tmp_path / "never").exists()
 
@@ -100,5 +101,5 @@ async def test_what_a_hook_leaves_behind_holds_nobody_up(tmp_path: Path) -> None
 async def test_without_any_it_is_the_effect_alone(tmp_path: Path) -> None:
     intent = Intent("container.start", "box", {})
     assert await hooks.After(Nothing(), "poststart").perform(intent) == {"done": True}
-    assert await hooks.Before(Nothing()).perform(intent) == {"done": True}
+    assert await hooks.Before(Nothing(), Paths("0123456789ab")).perform(intent) == {"done": True}
     hooks.forget("")

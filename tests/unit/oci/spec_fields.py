@@ -54,15 +54,18 @@ FIELDS: list[tuple[str, Any, str]] = [
         for kind, fate in (
             ("prestart", "host"),
             ("createRuntime", "host"),
+            ("createContainer", "host"),
             ("startContainer", "guest"),
             ("poststart", "host"),
             ("poststop", "host"),
         )
         for name, value in (("path", "/other"), ("args", ["h", "x"]), ("env", ["A=b"]), ("timeout", 5))
     ],
-    *[(f"hooks/{kind}", [{"path": "/h"}], "host") for kind in ("prestart", "createRuntime", "poststart", "poststop")],
+    *[
+        (f"hooks/{kind}", [{"path": "/h"}], "host")
+        for kind in ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
+    ],
     ("hooks/startContainer", [{"path": "/h"}], "guest"),
-    ("hooks/createContainer", [{"path": "/h"}], "refused"),
     ("process", {"args": ["x"], "cwd": "/"}, "guest"),
     ("process/args", ["x", "y"], "guest"),
     ("process/commandLine", "x y", "warned"),

@@ -99,6 +99,14 @@ def test_binds_go_through_the_share() -> None:
     assert guest_mount(found, "/here")["source"] == f"{SHARE}/key/m2"
 
 
+@pytest.mark.parametrize("kind", ["bind", "rbind"])
+def test_a_bind_that_only_its_type_tells_of_is_one_for_the_guest(kind: str) -> None:
+    """The guest's crun would take it for a file system of that name."""
+    found = adapted(with_mounts({"destination": "/data", "source": "/data", "type": kind, "options": ["ro"]}))
+    assert guest_mount(found, "/data") == bind("/data", f"{SHARE}/key/m0", kind, "ro")
+    assert found.binds[0].recursive == (kind == "rbind")
+
+
 def test_of_two_mounts_on_one_place_the_last_counts() -> None:
     found = adapted(with_mounts(bind("/dev/shm/", "/pods/shm", "rbind")))
     assert guest_mount(found, "/dev/shm") == bind("/dev/shm", GUEST_SHM, "rbind")

@@ -74,8 +74,8 @@ def test_the_example_is_legal(tmp_path: Path) -> None:
         ),
         (
             "hooks",
-            {"createContainer": [{"path": "/x"}]},
-            "config.json: `hooks.createContainer`: hooks of this kind are",
+            {"createContainer": [{"path": "x"}]},
+            "config.json: `hooks.createContainer[0].path`: `x` is not an absolute path",
         ),
         ("hooks", {"poststop": [{"path": "x"}]}, "config.json: `hooks.poststop[0].path`: `x` is not an absolute path"),
         (
