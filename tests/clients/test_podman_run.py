@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -263,3 +264,30 @@ def test_detached(podman: Podman) -> None:
     assert done.stdout == "out\n"
     podman("rm", "once")
     wait_until(lambda: not podman.kata.processes("qemu-system"), "the machines are gone")
+
+
+@feature("--hooks-dir")
+def test_hooks(podman: Podman) -> None:
+    """Of every kind: those of the host write into a log, and the container's find its files on either side."""
+    hooks, log = podman.base / "hooks", podman.base / "hooked"
+    hooks.mkdir()
+    telling = f'cat >/dev/null; echo "$0 $(readlink /proc/self/ns/net)" >>{log}'
+    scripts = dict.fromkeys(("prestart", "createRuntime", "poststart", "poststop"), telling)
+    find = """root=$(sed -n 's/.*"root":{"path":"\\([^"]*\\)".*/\\1/p' config.json)"""
+    scripts["createContainer"] = f"{telling}; {find}; ls $root/given >$root/found"
+    scripts["startContainer"] = "cat >/state; ls /given >>/found"
+    for stage, script in scripts.items():
+        hook = {"path": "/bin/sh", "args": ["sh", "-c", script, stage]}
+        stated = {"version": "1.0.0", "hook": hook, "when": {"always": True}, "stages": [stage]}
+        (hooks / f"{stage}.json").write_text(json.dumps(stated))
+    given = podman.base / "given"
+    given.mkdir()
+    (given / "file").touch()
+    words = ("--network=none", f"--volume={given}:/given", "localhost/bb:latest", "cat", "/found")
+    done = podman(f"--hooks-dir={hooks}", "run", "--rm", *words)
+    assert done.stdout == "file\nfile\n"
+    told = dict(line.split() for line in log.read_text().splitlines())
+    assert list(told) == ["prestart", "createRuntime", "createContainer", "poststart", "poststop"]
+    its = told.pop("createContainer")  # the pod's network namespace; the others have podman's
+    assert len(set(told.values()) - {its}) == 1
+    assert its not in told.values()
