@@ -22,6 +22,7 @@ WORKLOAD = f"trap 'exit {CODE}' TERM; echo up; while :; do sleep 0.1; done"
 ROLES = ("supervisor", "supervisor", "shim", "virtiofsd", "qemu", "cli", "cli")
 KILLS_MAX = 3
 DELETIONS_MAX = 6
+SETTLING_S, SETTLING_MAX = 0.5, 20
 LEADS_TO = {"qemu": "vm_killed", "virtiofsd": "virtiofsd_lost"}
 """Of what ends a sandbox when it is killed: the cause that must be told."""
 CLEAN = frozenset({"operator", "workload_exited", "client_gone", "create_failed", "nothing was recorded"})
@@ -217,6 +218,7 @@ class Steady:
         self.execs = 0
         self._wrong: list[str] = []
         self._over = threading.Event()
+        self._alone = threading.Lock()  # held by an exec, and while sizes are taken: an exec has descriptors of its own
         self._asking = threading.Thread(target=self._ask)
         self._followers: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -237,7 +239,8 @@ class Steady:
 
     def _ask(self) -> None:
         while not self._over.wait(0.2):
-            done = self.kata("exec", self.NAME, "/bin/echo", str(self.execs), check=False)
+            with self._alone:
+                done = self.kata("exec", self.NAME, "/bin/echo", str(self.execs), check=False)
             if (done.returncode, done.stdout) != (0, f"{self.execs}\n"):
                 self._wrong.append(
                     f"exec {self.execs} of the sandbox beside: {done.returncode}, {done.stdout!r}, {done.stderr!r}"
@@ -245,7 +248,17 @@ class Steady:
             self.execs += 1
 
     def measured(self) -> dict[str, Size]:
-        """What its long-lived processes take."""
+        """What its long-lived processes take, once nothing is asked of them and what was asked last is let go."""
+        with self._alone:
+            sizes = self._sizes()
+            for _ in range(SETTLING_MAX):
+                time.sleep(SETTLING_S)
+                before, sizes = sizes, self._sizes()
+                if all(before[name].fds == sizes[name].fds for name in sizes):
+                    break
+            return sizes
+
+    def _sizes(self) -> dict[str, Size]:
         found = {
             role: size(self.kata.processes(word, mark)[0])
             for role, word, mark in (
