@@ -2,7 +2,7 @@
 """Goal: kill any process of ours at any instant, and the next verb converges, the code is true, and nothing is left.
 
 The supervisor is killed just before or just after each append of a whole life (create, start, exec, pause, resume, kill,
-delete), one boundary a life: at every append, before one and after the next; `KATA_FSM_KILLS=all` takes both at each.
+delete), one boundary a life.
 """
 
 from __future__ import annotations
@@ -171,8 +171,6 @@ def test_a_supervisor_killed_at_any_boundary_of_the_journal(rootfs: Path, comman
     assert refusals == []
     assert total > 30, "a whole life"
     moments = [(number, when) for number in range(1, total + 1) for when in ("before", "after")]
-    if os.environ.get("KATA_FSM_KILLS") != "all":
-        moments = moments[::4] + moments[3::4]  # at every append, before and after in turn
     with ThreadPoolExecutor(LIVES_AT_ONCE) as pool:
         found = list(pool.map(lambda moment: one_life(rootfs, command, *moment), moments))
     assert len(found) == len(moments)
