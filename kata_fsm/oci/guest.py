@@ -208,11 +208,9 @@ class _Draft:
                 problem = f"`{word}` is not applied: a bind mount has no such option"
                 self.warnings.append(f"config.json: `mounts[{index}].options`: {problem}")
         source = self._bind_source(index, mount, destination, options)
+        # The type may say it alone; crun 1.8 wants to hear it among the options, runc does not.
         if not {"bind", "rbind"} & set(options):
-            options = [
-                str(mount.type),
-                *options,
-            ]  # the type says so; crun 1.8 wants to hear it among the options (runc does not)
+            options = [str(mount.type), *options]
         return {**plain, "type": "bind", "source": source, "options": options}
 
     def _bind_source(self, index: int, mount: Mount, destination: str, options: list[str]) -> str:
