@@ -34,7 +34,7 @@ from kata_fsm.control import Connection, raise_error
 from kata_fsm.effects.hypervisor.settings import HypervisorSettings
 from kata_fsm.errors import CallerError, KataFsmError, SpecError, SupervisorGone, UsageError, WorldError
 from kata_fsm.limits import ROOT_PORTS_MAX
-from kata_fsm.oci import guest, hosting, sizing
+from kata_fsm.oci import fields, guest, hosting, sizing
 from kata_fsm.oci.check import check
 from kata_fsm.oci.looking import answered
 from kata_fsm.oci.names import check_id, sha256_hex
@@ -214,8 +214,7 @@ def _limits(loaded: Loaded) -> dict[str, Any]:
 def _hooks(request: Request, loaded: Loaded, adapted: guest.Adapted) -> dict[str, Any]:
     """The hooks that run on the host, and what is the same in every state document they are given; not recorded either."""
     given = loaded.document.get("hooks") or {}
-    kinds = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
-    wanted = {kind: given[kind] for kind in kinds if given.get(kind)}
+    wanted = {kind: given[kind] for kind in fields.HOST_HOOKS if given.get(kind)}
     if "createContainer" in wanted:
         wanted |= {"root": loaded.rootfs, "places": adapted.places}
     state = {

@@ -21,6 +21,9 @@ def _under(parent: str, names: str) -> list[str]:
     return [f"{parent}.{name}" for name in names.split()]
 
 
+HOST_HOOKS = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
+"""The kinds of hooks that run on the host: all but startContainer."""
+
 GUEST = frozenset(
     [
         *("process", "hostname", "domainname", "mounts", "linux", "annotations", "annotations.*"),
@@ -57,12 +60,8 @@ HOST = frozenset(
     [
         *("ociVersion", "root", "root.path", "hooks", "linux.cgroupsPath", "linux.namespaces[].path"),
         *_under("linux.resources", "cpu.cpus cpu.mems blockIO blockIO.weight"),
-        *_under("hooks", "prestart createRuntime createContainer poststart poststop"),
-        *(
-            f"hooks.{kind}[].{name}"
-            for kind in ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
-            for name in ("path", "args", "env", "timeout")
-        ),
+        *(f"hooks.{kind}" for kind in HOST_HOOKS),
+        *(f"hooks.{kind}[].{name}" for kind in HOST_HOOKS for name in ("path", "args", "env", "timeout")),
     ]
 )
 """Used on the host (of namespaces' paths: the network's is joined there, and of others the sandbox's are meant). What limits

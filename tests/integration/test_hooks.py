@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from kata_fsm.effects import mounts
 from kata_fsm.testing.bundle import config
 from tests.support.kata import Kata, wait_until
@@ -64,18 +66,19 @@ def test_each_at_its_time(kata: Kata, tmp_path: Path) -> None:
     assert json.loads(lines(log)[4][1])["status"] == "stopped"
 
 
-def test_a_failed_one_before_the_start_undoes_everything(kata: Kata, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["createRuntime", "createContainer"])
+def test_a_failed_one_before_the_start_undoes_everything(kata: Kata, tmp_path: Path, kind: str) -> None:
     log = tmp_path / "log"
     failing = hook("echo for this reason >&2; exit 3")
     bundle = kata.bundle(
         "b",
         "/bin/true",
-        hooks={"createRuntime": [failing, writer(log, "never")], "poststop": [writer(log, "poststop")]},
+        hooks={kind: [failing, writer(log, "never")], "poststop": [writer(log, "poststop")]},
     )
     done = kata("create", "--bundle", str(bundle), "c1", check=False)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert "hook `hooks.createRuntime[0]` (`/bin/sh`) exited with code 3: for this reason" in done.stderr
+    assert f"hook `hooks.{kind}[0]` (`/bin/sh`) exited with code 3: for this reason" in done.stderr
     assert [line[0] for line in lines(log)] == ["hook poststop given"]
     assert kata("state", "c1", check=False).returncode == 1
 
@@ -109,16 +112,6 @@ def test_one_in_the_containers_namespaces_sees_its_files(kata: Kata, tmp_path: P
     assert not [mount for top in (bundle, own) for mount in mounts.below(str(top))]
     assert not Path("/srv/data").exists()
     assert not list(own.iterdir())
-
-
-def test_a_failed_one_in_the_containers_namespaces_undoes_everything(kata: Kata, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    failing = hook("echo for this reason >&2; exit 3")
-    given = {"createContainer": [failing], "poststop": [writer(log, "poststop")]}
-    done = kata("create", "--bundle", str(kata.bundle("b", "/bin/true", hooks=given)), "c1", check=False)
-    assert done.returncode == 1
-    assert "hook `hooks.createContainer[0]` (`/bin/sh`) exited with code 3: for this reason" in done.stderr
-    assert [line[0] for line in lines(log)] == ["hook poststop given"]
 
 
 def bringer(*commands: str) -> dict[str, Any]:
